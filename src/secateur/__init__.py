@@ -1,0 +1,1 @@
+"""Secateur makes convolutional networks smaller by removing whole channels, exactly."""
