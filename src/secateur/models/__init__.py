@@ -30,13 +30,14 @@ def create_model(name: str, classes: int = 11, **options: Any) -> nn.Module:
     """A freshly initialised network.
 
     Args:
-        name: a registered name, `package.module:factory` or `path/to/file.py:factory`, where the factory is a function or class
-            that returns an `nn.Module`. The working directory, or the file's folder, can be imported from.
+        name: a registered name, `package.module:factory` or `path/to/file.py:factory`, where the factory is a function
+            or class that returns an `nn.Module`. The working directory, or the file's folder, can be imported from.
         classes: number of classes; a user's factory receives it only if its signature takes `classes`.
         options: passed on to the network, for instance `width=16`.
 
     Raises:
-        ModelError: the name, the module, the factory or an option is unknown, or the factory failed or returned something else.
+        ModelError: the name, the module, the factory or an option is unknown, or the factory failed or returned
+            something else.
     """
     if name in NETWORKS:
         factory = NETWORKS[name]
@@ -44,8 +45,8 @@ def create_model(name: str, classes: int = 11, **options: Any) -> nn.Module:
         factory = load_factory(name)
     else:
         raise ModelError(
-            f"unknown network {name!r}; {nearest(name, NETWORKS)}. For a network of your own give 'package.module:factory' "
-            "or 'path/to/file.py:factory'"
+            f"unknown network {name!r}; {nearest(name, NETWORKS)}. For a network of your own give "
+            "'package.module:factory' or 'path/to/file.py:factory'"
         )
     arguments = _arguments(name, factory, classes, options)
     try:
@@ -54,7 +55,9 @@ def create_model(name: str, classes: int = 11, **options: Any) -> nn.Module:
         raise
     except Exception as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        raise ModelError(f"network {name!r}: calling it with ({given}) failed: {type(error).__name__}: {error}") from error
+        raise ModelError(
+            f"network {name!r}: its call with ({given}) failed: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"network {name!r}: the factory must return a torch.nn.Module, got {type(model).__name__}")
     return model

@@ -39,10 +39,10 @@ def load_factory(name: str) -> Callable[..., nn.Module]:
         hint = f"; {nearest(attribute, callables)}" if callables else ", nor any other callable"
         raise ModelError(f"network {name!r}: {where} has no {attribute!r}{hint}")
     if isinstance(factory, nn.Module):
-        raise ModelError(f"network {name!r}: {attribute} is a network already; name the class or function that makes one")
+        raise ModelError(f"network {name!r}: {attribute} is a network already; name what makes one")
     if not callable(factory):
         raise ModelError(
-            f"network {name!r}: {attribute} is a {type(factory).__name__}; expected a function or class that makes a network"
+            f"network {name!r}: {attribute} is a {type(factory).__name__}; expected a function or class that makes one"
         )
     return factory
 
@@ -54,7 +54,7 @@ def _named_module(name: str, module_name: str) -> ModuleType:
         except ModuleNotFoundError as error:
             if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
                 raise ModelError(
-                    f"network {name!r}: there is no module {module_name!r}; looked in the installed packages and in {Path.cwd()}"
+                    f"network {name!r}: there is no module {module_name!r} among the installed packages or in {Path.cwd()}"
                 ) from error
             raise ModelError(f"network {name!r}: importing {module_name} failed: {error}") from error
         except Exception as error:
@@ -65,7 +65,7 @@ def _named_module(name: str, module_name: str) -> ModuleType:
 
 @functools.cache
 def _file_module(name: str, path: Path, modified_ns: int) -> ModuleType:
-    """The module made of one file; executed again only once the file has changed, so that its classes stay the same objects."""
+    """The module made of one file; executed again only when the file has changed: its classes stay the same objects."""
     module_name = f"secateur_user_file_{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None  # a .py file always has a loader

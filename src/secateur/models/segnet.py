@@ -1,12 +1,14 @@
 """SegNet: an encoder that remembers where each maximum was, and a decoder that puts it back there.
 
-Badrinarayanan, Kendall, Cipolla, "SegNet: A Deep Convolutional Encoder-Decoder Architecture for Image Segmentation", PAMI 2017,
-https://arxiv.org/abs/1511.00561. The counts published with channel pruning (29 454 009 parameters and 326.588 GFLOPs with 19 classes
-at 512x1024) are those of an arrangement in which the classifier, too, is followed by BN and ReLU: that is the default here.
+Badrinarayanan, Kendall, Cipolla, "SegNet: A Deep Convolutional Encoder-Decoder Architecture for Image Segmentation",
+PAMI 2017, https://arxiv.org/abs/1511.00561. The counts published with channel pruning (29 454 009 parameters and 326.588
+GFLOPs with 19 classes at 512x1024) are those of an arrangement in which the classifier, too, is followed by BN and ReLU:
+that is the default here.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 
 import torch
@@ -66,7 +68,7 @@ class SegNet(nn.Module):
 def _stage(channels: list[int], bare_end: bool = False) -> nn.Sequential:
     """Blocks of conv, BN, ReLU through the listed widths; with `bare_end` the last one is the convolution alone."""
     blocks: OrderedDict[str, nn.Module] = OrderedDict()
-    for number, (before, after) in enumerate(zip(channels, channels[1:], strict=False), start=1):
+    for number, (before, after) in enumerate(itertools.pairwise(channels), start=1):
         parts: OrderedDict[str, nn.Module] = OrderedDict(conv=nn.Conv2d(before, after, 3, padding=1))
         if not (bare_end and number == len(channels) - 1):
             parts.update(bn=nn.BatchNorm2d(after), relu=nn.ReLU(inplace=True))

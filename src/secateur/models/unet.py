@@ -1,8 +1,8 @@
 """U-Net with bilinear upsampling and BN: the U-Net that MCAG prunes ("UNet1").
 
 Ronneberger, Fischer, Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015,
-https://arxiv.org/abs/1505.04597. Deviations of this variant: padded convolutions followed by BN, bilinear upsampling in place of the
-transposed convolution, and 512 instead of 1024 channels at the bottom; 13.396 M parameters with 11 classes.
+https://arxiv.org/abs/1505.04597. Deviations of this variant: padded convolutions followed by BN, bilinear upsampling in
+place of the transposed convolution, and 512 instead of 1024 channels at the bottom; 13.396 M parameters with 11 classes.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ UP = (256, 128, 64, 64)  # channels of the decoder stages; each begins with upsa
 
 
 class UNet(nn.Module):
-    """Pairs of 3x3 convolutions with bias, BN and ReLU; the encoder's maps are concatenated in front of the upsampled ones.
+    """Pairs of 3x3 convolutions with bias, BN and ReLU; encoder maps concatenated to the upsampled ones.
 
     Args:
         classes: channels of the output.
         width: channels of the first stage; 64 is the published network, 16 has a quarter of its channels everywhere.
 
     Shapes: (N, 3, H, W) -> logits (N, classes, H, W), for any H and W of 16 or more.
-    Modules: `encoder.stage1 .. stage5`, `decoder.stage4 .. stage1`, each with `conv1`, `bn1`, `relu1`, `conv2`, `bn2`, `relu2`;
-    `classifier`.
+    Modules: `encoder.stage1 .. stage5`, `decoder.stage4 .. stage1`, each with `conv1`, `bn1`, `relu1`, `conv2`, `bn2`,
+    `relu2`; `classifier`.
     """
 
     def __init__(self, classes: int = 11, width: int = 64) -> None:
