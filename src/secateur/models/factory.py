@@ -32,9 +32,8 @@ def load_factory(name: str) -> Callable[..., nn.Module]:
         module = _file_module(name, path, path.stat().st_mtime_ns)
     else:
         module = _named_module(name, where)
-    missing = object()
-    factory = functools.reduce(lambda at, part: getattr(at, part, missing), attribute.split("."), module)  # type: ignore[arg-type, return-value]
-    if factory is missing:
+    factory = getattr(module, attribute, None)
+    if factory is None:
         callables = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         hint = f"; {nearest(attribute, callables)}" if callables else ", nor any other callable"
         raise ModelError(f"network {name!r}: {where} has no {attribute!r}{hint}")
@@ -54,7 +53,7 @@ def _named_module(name: str, module_name: str) -> ModuleType:
         except ModuleNotFoundError as error:
             if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
                 raise ModelError(
-                    f"network {name!r}: there is no module {module_name!r} among the installed packages or in {Path.cwd()}"
+                    f"network {name!r}: no module {module_name!r} is installed, nor is it in {Path.cwd()}"
                 ) from error
             raise ModelError(f"network {name!r}: importing {module_name} failed: {error}") from error
         except Exception as error:

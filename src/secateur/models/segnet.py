@@ -1,9 +1,9 @@
 """SegNet: an encoder that remembers where each maximum was, and a decoder that puts it back there.
 
 Badrinarayanan, Kendall, Cipolla, "SegNet: A Deep Convolutional Encoder-Decoder Architecture for Image Segmentation",
-PAMI 2017, https://arxiv.org/abs/1511.00561. The counts published with channel pruning (29 454 009 parameters and 326.588
-GFLOPs with 19 classes at 512x1024) are those of an arrangement in which the classifier, too, is followed by BN and ReLU:
-that is the default here.
+PAMI 2017, https://arxiv.org/abs/1511.00561. The counts published with channel pruning (29 454 009 parameters and
+326.588 GFLOPs with 19 classes at 512x1024) are those of an arrangement in which the classifier, too, is followed by BN
+and ReLU: that is the default here.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Ronneberger, Fischer, Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015,
 https://arxiv.org/abs/1505.04597. Deviations of this variant: padded convolutions followed by BN, bilinear upsampling in
-place of the transposed convolution, and 512 instead of 1024 channels at the bottom; 13.396 M parameters with 11 classes.
+place of the transposed convolution, and 512 instead of 1024 channels at the bottom; 13.396 M parameters, 11 classes.
 """
 
 from __future__ import annotations
