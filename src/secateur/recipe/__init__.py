@@ -1,0 +1,39 @@
+"""A recipe is the declared experiment: a YAML file whose sections and keys are all checked before anything runs.
+
+`load_recipe(path, overrides)` reads one, `dump_recipe(recipe)` writes one with every key and what it means,
+`recipe_schema()` is the JSON schema for editors.
+"""
+
+from secateur.recipe.reader import load_recipe
+from secateur.recipe.schema import (
+    BUDGET_KEYS,
+    Budget,
+    Data,
+    Evaluate,
+    Finetune,
+    Method,
+    Model,
+    Recipe,
+    Run,
+    Sparsify,
+    Train,
+    recipe_schema,
+)
+from secateur.recipe.writer import dump_recipe
+
+__all__ = [
+    "BUDGET_KEYS",
+    "Budget",
+    "Data",
+    "Evaluate",
+    "Finetune",
+    "Method",
+    "Model",
+    "Recipe",
+    "Run",
+    "Sparsify",
+    "Train",
+    "dump_recipe",
+    "load_recipe",
+    "recipe_schema",
+]

@@ -1,0 +1,262 @@
+"""The sections and keys of a recipe: types, bounds, defaults and one line on each.
+
+Values are strict: `epochs: "20"` and `epochs: 20.0` are refused, so that a recipe says what it means. A YAML list
+becomes a tuple, a text a path; nothing else is converted. All sections are immutable.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+BUDGET_KEYS = ("params", "macs", "paper_flops", "pruning_ratio")
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _as_path(value: Any) -> Any:
+    return Path(value).expanduser() if isinstance(value, str) and value else value
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Size = Annotated[tuple[Positive, Positive], BeforeValidator(_as_tuple)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Range = Annotated[tuple[PositiveFloat, PositiveFloat], BeforeValidator(_as_tuple)]
+File = Annotated[Path, BeforeValidator(_as_path)]
+Optimizer = Literal["sgd", "adam", "adamw"]
+Schedule = Literal["cosine", "poly", "constant"]
+ClassWeights = Literal["none", "inverse_log"]
+Rate = Annotated[float, Field(gt=0)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, strict, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    """The data set, and how training images are varied."""
+
+    name: Literal["streets", "camvid"] = Field(
+        default="streets", description="data set: streets (drawn on the fly) or camvid"
+    )
+    root: File | None = Field(default=None, description="folder of the data set (camvid); null for streets")
+    size: Size = Field(
+        default=(180, 240), description="[height, width] in pixels that images and labels are brought to"
+    )
+    limit: Positive | None = Field(
+        default=None, description="only the first n samples of each split, for trying things"
+    )
+    workers: Count = Field(default=1, description="processes that load data; 0 loads in the main process")
+    scale: Range = Field(default=(0.75, 1.5), description="[smallest, largest] random zoom while training")
+    rotate: Annotated[float, Field(ge=0, le=180)] = Field(
+        default=10.0, description="largest random rotation, in degrees"
+    )
+    translate: Share = Field(default=0.1, description="largest random shift, as a share of the side")
+    flip: Share = Field(default=0.5, description="probability of a left-right flip")
+    length: Positive = Field(default=200, description="number of training images to draw (streets)")
+
+    @model_validator(mode="after")
+    def _scale_is_a_range(self) -> Data:
+        if self.scale[0] > self.scale[1]:
+            raise PydanticCustomError("at_key", "expected [smallest, largest], got the larger first", {"key": "scale"})
+        return self
+
+
+class Model(Section):
+    """The network, and what it starts from."""
+
+    name: Annotated[str, Field(min_length=1)] = Field(
+        default="unet",
+        description="registered network (secateur models), package.module:factory or path/to/file.py:factory",
+    )
+    width: Positive | None = Field(default=None, description="channels of the first stage; null: the network's own")
+    options: dict[str, Any] = Field(default={}, description="further arguments of the network's factory")
+    weights: File | None = Field(default=None, description="a .safetensors to start from (a trained parent)")
+    plan: File | None = Field(
+        default=None, description="a plan.json: the fresh network is cut to these widths before training"
+    )
+
+
+class Method(Section):
+    """The pruning method."""
+
+    name: Annotated[str, Field(min_length=1)] = Field(
+        default="cap", description="pruning method (secateur methods), or none: the unpruned control"
+    )
+    options: dict[str, Any] = Field(default={}, description="options of the method (secateur methods lists them)")
+
+
+class Budget(Section):
+    """What may remain: one of params, macs and paper_flops (fraction of the original, absolute above 1), or a pruning_ratio."""
+
+    params: PositiveFloat | None = Field(
+        default=None, description="parameters that remain: fraction, or absolute if above 1"
+    )
+    macs: PositiveFloat | None = Field(
+        default=None, description="multiply-accumulates that remain: fraction, or absolute"
+    )
+    paper_flops: PositiveFloat | None = Field(
+        default=None, description="FLOPs as the CAP paper counts: fraction, or absolute"
+    )
+    pruning_ratio: Share | None = Field(default=None, description="share of the units that is removed, 0 to 1")
+    min_keep: Share = Field(default=0.1, description="share of every group's units that is kept whatever the budget")
+    round_to: Positive = Field(default=1, description="kept channels are a multiple of this")
+    scope: Literal["global", "group"] = Field(
+        default="global", description="rank units over the network, or in every group"
+    )
+
+    @property
+    def limits(self) -> dict[str, float] | None:
+        """The resource that is limited and its limit, as `Pruner.finish(budget=...)` takes it; None for a ratio."""
+        return {key: value for key in BUDGET_KEYS[:3] if (value := getattr(self, key)) is not None} or None
+
+    @model_validator(mode="after")
+    def _at_most_one(self) -> Budget:
+        given = [key for key in BUDGET_KEYS if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise PydanticCustomError(
+                "budget", "{given} are given; expected exactly one of them", {"given": " and ".join(given)}
+            )
+        return self
+
+
+class Train(Section):
+    """Ordinary training of the unpruned network."""
+
+    epochs: Count = Field(default=20, description="passes over the training images; 0 skips the stage")
+    batch_size: Positive = Field(default=4, description="images per step")
+    optimizer: Optimizer = Field(default="adamw", description="sgd, adam or adamw")
+    lr: Rate = Field(default=3e-3, description="highest learning rate")
+    momentum: Momentum = Field(default=0.9, description="momentum (sgd)")
+    weight_decay: NotNegative = Field(default=1e-4, description="weight decay")
+    schedule: Schedule = Field(default="cosine", description="learning rate over the stage: cosine, poly or constant")
+    warmup_epochs: NotNegative = Field(default=1.0, description="epochs of linear warm-up")
+    power: PositiveFloat = Field(default=0.9, description="exponent of the poly schedule")
+    class_weights: ClassWeights = Field(
+        default="inverse_log", description="weight of a class in the loss: none or inverse_log"
+    )
+    evaluate_every: Positive = Field(
+        default=5, description="epochs between evaluations; the last epoch is always evaluated"
+    )
+
+
+class _Later(Section):
+    """The keys of `Train`, where null means 'as in train'."""
+
+    epochs: Count = Field(default=0, description="passes over the training images; 0 skips the stage")
+    batch_size: Positive | None = Field(default=None, description="images per step; null: as in train, like all below")
+    optimizer: Optimizer | None = Field(default=None, description="sgd, adam or adamw")
+    lr: Rate | None = Field(default=None, description="highest learning rate")
+    momentum: Momentum | None = Field(default=None, description="momentum (sgd)")
+    weight_decay: NotNegative | None = Field(default=None, description="weight decay")
+    schedule: Schedule | None = Field(default=None, description="cosine, poly or constant")
+    warmup_epochs: NotNegative | None = Field(default=None, description="epochs of linear warm-up")
+    power: PositiveFloat | None = Field(default=None, description="exponent of the poly schedule")
+    class_weights: ClassWeights | None = Field(default=None, description="none or inverse_log")
+    evaluate_every: Positive | None = Field(default=None, description="epochs between evaluations")
+
+
+class Sparsify(_Later):
+    """Training that makes the network sparse before the cut; ordinary training for methods that need none."""
+
+    epochs: Count = Field(default=8, description="passes over the training images; 0 skips the stage")
+
+
+class Finetune(_Later):
+    """Training of the pruned network."""
+
+    epochs: Count = Field(default=12, description="passes over the training images; 0 skips the stage")
+    lr: Rate | None = Field(default=None, description="highest learning rate; null: a third of train.lr")
+
+
+class Evaluate(Section):
+    """What is measured."""
+
+    batch_size: Positive = Field(default=4, description="images per step")
+    recalibrate_batches: Count = Field(
+        default=50, description="batches that re-estimate the BN statistics; 0 turns it off"
+    )
+    latency_repeats: Count = Field(default=20, description="timed forward passes of one image; 0 measures no latency")
+    pictures: Count = Field(default=4, description="validation images in the picture of predictions")
+
+
+class Run(Section):
+    """How it is computed."""
+
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = Field(
+        default=0, description="seed of weights, data order and method"
+    )
+    devices: Positive = Field(default=1, description="number of devices")
+    accelerator: Literal["auto", "cpu", "gpu"] = Field(default="auto", description="auto, cpu or gpu")
+    precision: Literal[32, "bf16", 16] = Field(
+        default=32, description="32, bf16 or 16 (the last two are mixed precision)"
+    )
+    threads: Positive | None = Field(default=None, description="CPU threads; null: PyTorch's own choice")
+    channels_last: bool = Field(default=True, description="memory layout of images and convolutions")
+    checkpoint_minutes: NotNegative = Field(default=5.0, description="minutes between checkpoints within an epoch")
+    tensorboard: bool = Field(default=True, description="write TensorBoard events beside metrics.jsonl")
+
+
+class Recipe(Section):
+    """The declared experiment. `Recipe()`: CAP on a U-Net and `streets`, half of the parameters remain."""
+
+    data: Data = Field(default_factory=Data, description=Data.__doc__)
+    model: Model = Field(default_factory=Model, description=Model.__doc__)
+    method: Method = Field(default_factory=Method, description=Method.__doc__)
+    budget: Budget = Field(default_factory=Budget, description=Budget.__doc__)
+    train: Train = Field(default_factory=Train, description=Train.__doc__)
+    sparsify: Sparsify = Field(default_factory=Sparsify, description=Sparsify.__doc__)
+    finetune: Finetune = Field(default_factory=Finetune, description=Finetune.__doc__)
+    evaluate: Evaluate = Field(default_factory=Evaluate, description=Evaluate.__doc__)
+    run: Run = Field(default_factory=Run, description=Run.__doc__)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_budget(cls, values: Any) -> Any:
+        """Half of the parameters remain if a method is to prune and nothing is said on how much."""
+        if not isinstance(values, dict):
+            return values
+        method, budget = values.get("method"), values.get("budget")
+        if isinstance(method, Method):
+            unpruned = method.name == "none"
+        else:
+            unpruned = isinstance(method, dict) and method.get("name") == "none"
+        if unpruned or isinstance(budget, Budget) or not isinstance(budget, dict | None):
+            return values
+        budget = budget or {}
+        return values if set(budget) & set(BUDGET_KEYS) else {**values, "budget": {**budget, "params": 0.5}}
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Recipe:
+        if self.method.name != "none" and all(getattr(self.budget, key) is None for key in BUDGET_KEYS):
+            raise PydanticCustomError(
+                "at_key",
+                "nothing is limited; expected exactly one of {keys}",
+                {"key": "budget", "keys": ", ".join(BUDGET_KEYS)},
+            )
+        return self
+
+    def stage(self, name: Literal["train", "sparsify", "finetune"]) -> Train:
+        """The settings of one training stage with every null filled in from `train`."""
+        if name == "train":
+            return self.train
+        own = {key: value for key, value in getattr(self, name) if value is not None}
+        if name == "finetune":
+            own.setdefault("lr", self.train.lr / 3)
+        return self.train.model_copy(update=own)
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, for editors and checks."""
+    return Recipe.model_json_schema()
