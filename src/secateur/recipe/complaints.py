@@ -58,7 +58,7 @@ def explain(error: ValidationError) -> Iterator[tuple[Place, str]]:
 
 
 def unknown_names(recipe: Recipe) -> Iterator[tuple[Place, str]]:
-    """Networks, methods and methods' options that are not registered (a network 'module:factory' is looked up later)."""
+    """Networks, methods and methods' options that are not registered; a network 'module:factory' is looked up later."""
     from secateur.methods import get_method, list_methods  # imports torch: not needed to print a schema
     from secateur.models import list_models
 

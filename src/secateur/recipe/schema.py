@@ -98,7 +98,7 @@ class Method(Section):
 
 
 class Budget(Section):
-    """What may remain: one of params, macs and paper_flops (fraction of the original, absolute above 1), or a pruning_ratio."""
+    """What may remain (fraction of the original, or absolute if above 1), or the share of the units that goes."""
 
     params: PositiveFloat | None = Field(
         default=None, description="parameters that remain: fraction, or absolute if above 1"
