@@ -28,6 +28,7 @@ def ladder_table(result: Mapping[str, Any]) -> Table:
         caption=_caption(result),
         caption_justify="left",
         box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
         pad_edge=False,
     )
     table.add_column("stage", no_wrap=True)

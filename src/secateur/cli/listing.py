@@ -1,0 +1,82 @@
+"""`secateur models`, `methods`, `recipe`: what there is."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secateur.cli.guard import guarded
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command("models", epilog="Example: secateur models")(guarded(models))
+    app.command("methods", epilog="Example: secateur methods --json")(guarded(methods))
+    app.command("recipe", epilog="Example: secateur recipe --defaults > my_recipe.yaml")(guarded(recipe))
+
+
+def models(as_json: Json = False) -> None:
+    """List the registered networks."""
+    from secateur.models import NETWORKS, list_models
+
+    rows = {name: (inspect.getdoc(NETWORKS[name]) or "").partition("\n")[0] for name in list_models()}
+    if as_json:
+        typer.echo(json.dumps([{"name": name, "summary": summary} for name, summary in rows.items()], indent=2))
+        return
+    for name, summary in rows.items():
+        typer.echo(f"{name:16}{summary}")
+    typer.echo("Your own: package.module:factory or path/to/file.py:factory")
+
+
+def methods(as_json: Json = False) -> None:
+    """List the pruning methods with their options."""
+    from secateur.methods import get_method, list_methods
+
+    rows = []
+    for name in list_methods():
+        method = get_method(name)
+        options = {key: {"default": default, "help": text} for key, (default, text) in method.options_help().items()}
+        rows.append(
+            {
+                "name": name,
+                "summary": method.summary,
+                "paper": method.paper,
+                "needs_training": bool(method.needs_training),
+                "options": options,
+            }
+        )
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2, default=str))
+        return
+    for row in rows:
+        typer.echo(f"{row['name']:18}{row['summary']}")
+        typer.echo(f"{'':18}{'sparsifies while training' if row['needs_training'] else 'scores a trained network'}; {row['paper']}")
+        for key, option in row["options"].items():
+            typer.echo(f"{'':18}  {key}={option['default']}  {option['help']}")
+
+
+def recipe(
+    path: Annotated[Path | None, typer.Argument(metavar="[RECIPE.yaml]", help="A recipe to check and print.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[section.key=value ...]", help="Values that replace the recipe's.")
+    ] = None,
+    defaults: Annotated[bool, typer.Option("--defaults", help="Print a recipe with every key at its default.")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes.")] = False,
+) -> None:
+    """Check a recipe and print it with every key, or print the defaults or the JSON schema."""
+    from secateur.recipe import Recipe, dump_recipe, load_recipe, recipe_schema
+
+    if (path is not None) + defaults + schema != 1:
+        raise typer.BadParameter("expected one of RECIPE.yaml, --defaults and --schema")
+    if path is not None:
+        typer.echo(dump_recipe(load_recipe(path, overrides or [])), nl=False)
+    elif defaults:
+        typer.echo(dump_recipe(Recipe()), nl=False)
+    else:
+        typer.echo(json.dumps(recipe_schema(), indent=2))

@@ -1,0 +1,109 @@
+"""`secateur run` and its stages one by one: `train`, `prune`, `finetune`, `eval`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from secateur.cli.guard import guarded, note, remember_run_folder
+
+RecipePath = Annotated[
+    Path, typer.Argument(metavar="RECIPE.yaml", help="A recipe, or a run folder (its recipe and its place).")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[section.key=value ...]", help="Values that replace the recipe's, as in train.epochs=10."),
+]
+Out = Annotated[Path | None, typer.Option("--out", help="The run folder; default: runs/<name of the recipe>.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run in this folder was interrupted.")]
+Json = Annotated[bool, typer.Option("--json", help="Print result.json and nothing else on standard output.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    example = "recipes/streets_unet_cap.yaml"
+    app.command("run", epilog=f"Example: secateur run {example} train.epochs=10 --out runs/first")(guarded(run))
+    app.command("train", epilog=f"Example: secateur train {example} --out runs/first")(guarded(train))
+    app.command("prune", epilog="Example: secateur prune runs/first")(guarded(prune))
+    app.command("finetune", epilog="Example: secateur finetune runs/first")(guarded(finetune))
+    app.command("eval", epilog="Example: secateur eval runs/first --json")(guarded(evaluate))
+
+
+def run(
+    recipe: RecipePath, overrides: Overrides = None, out: Out = None, resume: Resume = False, as_json: Json = False
+) -> None:
+    """Train, sparsify, prune, fine-tune and evaluate: the whole recipe, from one command."""
+    _perform(recipe, overrides, out, resume, as_json, lambda experiment: experiment.run())
+
+
+def train(
+    recipe: RecipePath, overrides: Overrides = None, out: Out = None, resume: Resume = False, as_json: Json = False
+) -> None:
+    """Train the unpruned network of a recipe, and sparsify it if the method does."""
+    _perform(recipe, overrides, out, resume, as_json, lambda experiment: experiment.train())
+
+
+def prune(recipe: RecipePath, overrides: Overrides = None, out: Out = None, as_json: Json = False) -> None:
+    """Prune the trained network of a run and show the accuracy ladder."""
+    _perform(recipe, overrides, out, True, as_json, lambda experiment: experiment.prune())
+
+
+def finetune(recipe: RecipePath, overrides: Overrides = None, out: Out = None, as_json: Json = False) -> None:
+    """Fine-tune the pruned network of a run."""
+    _perform(recipe, overrides, out, True, as_json, lambda experiment: experiment.finetune())
+
+
+def evaluate(recipe: RecipePath, overrides: Overrides = None, out: Out = None, as_json: Json = False) -> None:
+    """Evaluate the networks of a run and write its result and pictures."""
+    _perform(recipe, overrides, out, True, as_json, lambda experiment: experiment.evaluate())
+
+
+def show(result: dict[str, Any], out: Path) -> None:
+    """Prints what a run has come to: the ladder, IoU per class, and where everything lies."""
+    from rich.console import Console
+
+    from secateur.report import ladder_table, per_class_table
+
+    console = Console(highlight=False)
+    console.print(ladder_table(result))
+    console.print(per_class_table(result))
+    for warning in result.get("warnings", ()):
+        note(f"warning: {warning}")
+    typer.echo(f"run folder: {out}")
+
+
+def _perform(
+    source: Path,
+    overrides: list[str] | None,
+    out: Path | None,
+    resume: bool,
+    as_json: bool,
+    work: Callable[[Any], dict[str, Any] | None],
+) -> None:
+    """Reads the recipe, lets `work` do its part of the experiment, and shows the result so far."""
+    from secateur.pipeline import Experiment
+    from secateur.recipe import load_recipe
+
+    path, out = _places(source, out)
+    experiment = Experiment(load_recipe(path, overrides or []), out, resume=resume, command=shlex.join(sys.argv))
+    remember_run_folder(out)
+    result = work(experiment)
+    if result is None:
+        return
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+    else:
+        show(result, out)
+
+
+def _places(source: Path, out: Path | None) -> tuple[Path, Path]:
+    """The recipe file and the run folder: a run folder given for a recipe stands for both."""
+    if source.is_dir():
+        return source / "recipe.yaml", out or source
+    return source, out or Path("runs") / source.stem
