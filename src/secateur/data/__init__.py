@@ -1,0 +1,86 @@
+"""Images with labels: data sets by name, augmentation, and the loader.
+
+To add a data set: a file in this folder with a `SegmentationDataset`, and a line in `DATASETS`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur.data.augment import Augment
+from secateur.data.camvid import CamVid
+from secateur.data.dataset import Sample, SegmentationDataset
+from secateur.data.loader import Loader, make_loader
+from secateur.data.streets import Streets
+from secateur.errors import DataError, nearest
+
+__all__ = [
+    "Augment",
+    "CamVid",
+    "Loader",
+    "Sample",
+    "SegmentationDataset",
+    "Streets",
+    "class_weights",
+    "list_datasets",
+    "make_loader",
+    "open_dataset",
+]
+
+DATASETS: dict[str, type[SegmentationDataset]] = {"camvid": CamVid, "streets": Streets}
+
+
+def list_datasets() -> list[str]:
+    """The registered names, sorted."""
+    return sorted(DATASETS)
+
+
+def open_dataset(
+    name: str,
+    root: str | os.PathLike[str] | None = None,
+    split: str = "train",
+    size: tuple[int, int] = (180, 240),
+    limit: int | None = None,
+    **options: Any,
+) -> SegmentationDataset:
+    """One split of a data set.
+
+    Args:
+        name: "camvid" or "streets".
+        root: folder of the data set; a drawn one takes none.
+        split: "train", "val" or "test".
+        size: (height, width) of the samples.
+        limit: only the first so many samples.
+        options: the data set's own, for instance `length` of "streets".
+
+    Raises:
+        DataError: the name, the split or an option is unknown, or files are missing.
+    """
+    if name not in DATASETS:
+        raise DataError(f"unknown data set {name!r}; {nearest(name, DATASETS)}")
+    allowed = set(inspect.signature(DATASETS[name]).parameters) - {"root", "split", "size", "limit"}
+    for option in options:
+        if option not in allowed:
+            hint = nearest(option, allowed) if allowed else "it takes none"
+            raise DataError(f"data set {name!r} has no option {option!r}; {hint}")
+    return DATASETS[name](root=root, split=split, size=size, limit=limit, **options)  # type: ignore[call-arg]
+
+
+def class_weights(dataset: SegmentationDataset, kind: str = "inverse_log") -> Tensor:
+    """Weights of the classes in the loss, float32 (K,): 1 / ln(1.1 + p_k), p_k = class k's share of the labelled pixels.
+
+    The form is ENet's (Paszke et al., 2016, https://arxiv.org/abs/1606.02147, there with 1.02). Reads every sample,
+    unless `check` has done so.
+
+    Raises:
+        DataError: `kind` is unknown, or a sample can't be used.
+    """
+    if kind != "inverse_log":
+        raise DataError(f"unknown class weights {kind!r}; {nearest(kind, ['inverse_log'])}")
+    counts = torch.from_numpy(dataset.pixel_counts).double()
+    return (1 / torch.log(1.1 + counts / counts.sum().clamp(min=1))).float()

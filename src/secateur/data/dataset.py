@@ -1,0 +1,144 @@
+"""What every data set is: numbered pairs of an image and its label, at one size, kept in memory once read."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import get_worker_info
+
+from secateur.errors import DataError
+
+IGNORE = 255  # the label of pixels that belong to no class (void)
+CACHE_BYTES = 2 * 1024**3  # of decoded samples per process; what does not fit is read again each time
+SHOWN = 5  # offenders named in one message
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with its label; the arrays are shared with the cache and can't be written to.
+
+    image: uint8 (H, W, 3), RGB.
+    label: uint8 (H, W), class numbers, 255 = void.
+    name: what error messages call it.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    name: str
+
+
+class SegmentationDataset(ABC):
+    """Base of the data sets; a subclass says how many samples there are and how one is loaded.
+
+    Args:
+        name: the data set, as `open_dataset` knows it.
+        classes: names of the classes, in the order of their numbers.
+        palette: (R, G, B) of each class.
+        split: "train", "val" ...
+        size: (height, width) of the samples, in pixels.
+    """
+
+    ignore_index = IGNORE
+
+    def __init__(
+        self,
+        name: str,
+        classes: Sequence[str],
+        palette: Sequence[tuple[int, int, int]],
+        split: str,
+        size: tuple[int, int],
+    ) -> None:
+        if len(size) != 2 or min(size) < 1:
+            raise DataError(f"data size {tuple(size)}: expected (height, width) in pixels, for instance (180, 240)")
+        self.name = name
+        self.classes = tuple(classes)
+        self.palette = tuple(palette)
+        self.split = split
+        self.size = (int(size[0]), int(size[1]))
+        self._cache: dict[int, Sample] = {}
+        self._pixel_counts: np.ndarray | None = None
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    @abstractmethod
+    def _load(self, index: int) -> Sample:
+        """Reads or draws sample `index`, at `size`; DataError if it is not in order."""
+
+    def read(self, index: int) -> Sample:
+        """Sample `index`, from memory if it was read before.
+
+        Raises:
+            IndexError: there is no such sample.
+            DataError: a file is broken, or image and label do not fit together.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} {self.split} has {len(self)} samples, there is no number {index}")
+        sample = self._cache.get(index)
+        if sample is None:
+            sample = self._load(index)
+            sample.image.setflags(write=False)
+            sample.label.setflags(write=False)
+            worker = get_worker_info()
+            share = CACHE_BYTES // (worker.num_workers if worker else 1)
+            if (len(self._cache) + 1) * (sample.image.nbytes + sample.label.nbytes) <= share:
+                self._cache[index] = sample
+        return sample
+
+    def check(self, progress: Callable[[int, int], None] | None = None) -> np.ndarray:
+        """Reads every sample once, so that mistakes are found before the training and not in the middle of it.
+
+        Args:
+            progress: called with (samples read, samples in all).
+
+        Returns:
+            labelled pixels of each class at `size`, int64 (K,); also kept for `class_weights`.
+
+        Raises:
+            DataError: names the broken samples, all of them found in this one pass.
+        """
+        counts = np.zeros(256, np.int64)
+        offenders = []
+        for index in range(len(self)):
+            try:
+                counts += np.bincount(self.read(index).label.ravel(), minlength=256)
+            except DataError as error:
+                offenders.append(str(error))
+            if progress is not None:
+                progress(index + 1, len(self))
+        if len(offenders) == 1:
+            raise DataError(offenders[0])
+        if offenders:
+            raise DataError(
+                listing(f"{self.name} {self.split}: {len(offenders)} of {len(self)} samples can't be used", offenders)
+            )
+        self._pixel_counts = counts[: len(self.classes)]
+        return self._pixel_counts
+
+    @property
+    def pixel_counts(self) -> np.ndarray:
+        """Labelled pixels of each class at `size`, int64 (K,); the first use reads every sample."""
+        return self.check() if self._pixel_counts is None else self._pixel_counts
+
+    def __getstate__(self) -> dict:
+        """Without the cache: a process that is sent the data set reads for itself."""
+        return {**self.__dict__, "_cache": {}}
+
+
+def listing(headline: str, offenders: Sequence[str]) -> str:
+    """The headline and the first few offenders, one a line."""
+    rest = [f"... and {len(offenders) - SHOWN} more"] if len(offenders) > SHOWN else []
+    return "\n  ".join([f"{headline}:", *offenders[:SHOWN], *rest])
+
+
+def limited(count: int, limit: int | None) -> int:
+    """How many samples are used when only the first `limit` of `count` are wanted."""
+    if limit is None:
+        return count
+    if limit < 1:
+        raise DataError(f"data limit {limit}: expected a number of samples of at least 1, or none for all of them")
+    return min(count, limit)

@@ -1,0 +1,176 @@
+"""Batches for training and evaluation: the same bits for the same seed and epoch, however many workers make them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from secateur.data.augment import Augment, normalise
+from secateur.data.dataset import SegmentationDataset
+from secateur.errors import DataError
+
+Batch = tuple[Tensor, Tensor]
+Ticket = tuple[int, list[int]]  # what a worker is handed: the epoch and the samples of one batch
+ORDER, SAMPLE = 0, 1  # keep the random streams of the order and of the samples apart
+
+
+def make_loader(
+    dataset: SegmentationDataset,
+    batch_size: int,
+    training: bool,
+    seed: int = 0,
+    workers: int = 0,
+    augment: Augment | None = None,
+    channels_last: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Loader:
+    """A loader over `dataset`.
+
+    Args:
+        dataset: what is read.
+        batch_size: images in a batch, of each process.
+        training: shuffle, anew in every epoch; and leave out a last batch of one single image, whose BN statistics would
+            be those of that image, unless it is the only batch.
+        seed: of the order and of the augmentation.
+        workers: processes that prepare batches ahead; 0 prepares them in this one, while the training waits.
+        augment: the random warp of each sample; None for none.
+        channels_last: images in torch's channels_last memory format.
+        rank, world_size: this process and the number of processes, of which each gets its part of every epoch: of equal
+            length in training (the order is filled up from its own beginning), exact in evaluation.
+
+    Raises:
+        DataError: a number is out of range.
+    """
+    return Loader(dataset, batch_size, training, seed, workers, augment, channels_last, rank, world_size)
+
+
+class Loader:
+    """Made by `make_loader`; `epoch` iterates.
+
+    waited: seconds of the last epoch spent waiting for data.
+    total: seconds of the last epoch from its beginning to its end, the training's own time included.
+    """
+
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        batch_size: int,
+        training: bool,
+        seed: int,
+        workers: int,
+        augment: Augment | None,
+        channels_last: bool,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        if batch_size < 1 or workers < 0:
+            raise DataError(f"batch_size={batch_size}, workers={workers}: expected at least 1 image and 0 workers")
+        self.dataset = dataset
+        self.waited = self.total = 0.0
+        self._order = _Order(len(dataset), batch_size, training, seed, rank, world_size)
+        self._loader = DataLoader(
+            _Batches(dataset, seed, augment, channels_last),
+            batch_size=None,  # a ticket is a whole batch already
+            sampler=self._order,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            worker_init_fn=_start_worker,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # its own, so that iterating leaves torch's global one as it is
+        )
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self._order)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch: images float32 (N, 3, H, W) normalised, labels int64 (N, H, W) with 255 = void.
+
+        Args:
+            epoch: decides, with the seed, the order and the augmentation.
+            start: batches to leave out at the beginning, for going on in the middle of an epoch.
+
+        Raises:
+            DataError: a file can't be used; the message names it.
+        """
+        self._order.epoch, self._order.start = epoch, start
+        self.waited = self.total = 0.0
+        began = time.perf_counter()
+        batches = iter(self._loader)
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - asked
+            self.total = time.perf_counter() - began
+            if batch is None:
+                return
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+
+class _Order(Sampler[Ticket]):
+    """Which samples make up each batch of an epoch."""
+
+    def __init__(self, count: int, batch_size: int, training: bool, seed: int, rank: int, world_size: int) -> None:
+        self.count, self.batch_size, self.training, self.seed = count, batch_size, training, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = self.start = 0
+
+    def __iter__(self) -> Iterator[Ticket]:
+        order = np.arange(self.count)
+        if self.training:
+            order = np.random.default_rng((self.seed, ORDER, self.epoch)).permutation(self.count)
+            order = np.resize(order, -(-self.count // self.world_size) * self.world_size)
+        order = order[self.rank :: self.world_size]
+        for batch in range(self.start, len(self)):
+            yield self.epoch, order[batch * self.batch_size :][: self.batch_size].tolist()
+
+    def __len__(self) -> int:
+        mine = len(range(self.rank, self.count, self.world_size))
+        if self.training:
+            mine = -(-self.count // self.world_size)
+        full, rest = divmod(mine, self.batch_size)
+        return full if rest == 0 or (self.training and rest == 1 and full > 0) else full + 1
+
+
+class _Batches(Dataset[Batch | DataError]):
+    """Makes the batch that a ticket asks for; runs in the workers."""
+
+    def __init__(self, dataset: SegmentationDataset, seed: int, augment: Augment | None, channels_last: bool) -> None:
+        self.dataset, self.seed, self.augment, self.channels_last = dataset, seed, augment, channels_last
+
+    def __getitem__(self, ticket: Ticket) -> Batch | DataError:
+        epoch, indices = ticket
+        height, width = self.dataset.size
+        images = np.empty((len(indices), height, width, 3), np.float32)
+        labels = np.empty((len(indices), height, width), np.int64)
+        for at, index in enumerate(indices):
+            try:
+                sample = self.dataset.read(index)
+            except DataError as error:
+                return error  # handed over as it is: torch would wrap a worker's exception in its traceback
+            image, label = sample.image, sample.label
+            if self.augment is not None:
+                image, label = self.augment(image, label, np.random.default_rng((self.seed, SAMPLE, epoch, index)))
+            images[at], labels[at] = normalise(image), label
+        batch = torch.from_numpy(images).permute(0, 3, 1, 2)  # NHWC in memory is channels_last
+        return (batch if self.channels_last else batch.contiguous()), torch.from_numpy(labels)
+
+
+def _as_it_is(batch: Batch | DataError) -> Batch | DataError:
+    return batch
+
+
+def _start_worker(worker: int) -> None:
+    cv2.setNumThreads(
+        0
+    )  # the workers are the parallelism; OpenCV's own threads would only fight the training for cores

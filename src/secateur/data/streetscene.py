@@ -1,0 +1,180 @@
+"""Draws one street scene: a small world in metres, projected and painted from far to near.
+
+x points to the right of the camera, y up from the road, z ahead. A point appears at column `cx + f * x / z` and row
+`horizon + f * (eye - y) / z`. Everything is painted twice with the same outline: its colour into the image, its class into
+the label.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from secateur.data.camvid import COLOURS
+from secateur.data.dataset import IGNORE
+
+SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST = range(len(COLOURS))
+NEAR = 2.0  # metres; nothing is drawn closer to the camera
+FAR = 70.0  # metres; where the street ends
+SHIFT = 4  # fractional bits of the coordinates that OpenCV gets
+# Strength of the texture on each class, in grey levels; leaves are rough, the sky is smooth.
+TEXTURE = np.full(256, 9.0, np.float32)
+TEXTURE[[SKY, TREE, ROAD, PAVEMENT]] = 2, 26, 7, 9
+
+Colour = tuple[float, float, float]
+
+
+class Point(NamedTuple):
+    """A point of the world, in metres."""
+
+    x: float
+    y: float
+    z: float
+
+
+class Scene:
+    """One street: its light and proportions, and the image and label that are painted."""
+
+    def __init__(self, generator: np.random.Generator, height: int, width: int) -> None:
+        self.random = generator
+        self.height, self.width = height, width
+        self.image = np.empty((height, width, 3), np.uint8)
+        self.label = np.empty((height, width), np.uint8)
+        self.f = width * generator.uniform(0.85, 1.1)
+        self.eye = generator.uniform(1.4, 1.9)
+        self.horizon = height * generator.uniform(0.42, 0.52)
+        self.cx = width * generator.uniform(0.36, 0.64)
+        lane = generator.uniform(3.6, 6.0)
+        off = generator.uniform(-0.35, 0.35) * lane
+        self.road = (-lane - off, lane - off)  # x of the kerbs
+        self.wall = (self.road[0] - generator.uniform(1.5, 3.2), self.road[1] + generator.uniform(1.5, 3.2))
+        grey = generator.uniform(110, 235)
+        self.haze: Colour = (grey, grey + generator.uniform(-8, 10), grey + generator.uniform(-10, 25))
+        self.thickness = generator.uniform(60, 250)  # metres over which the haze takes over
+        self.tasks: list[tuple[float, Callable[[], None]]] = []  # (distance, painter)
+
+    # -- randomness ---------------------------------------------------------------------------------------------------
+
+    def between(self, low: float, high: float) -> float:
+        return float(self.random.uniform(low, high))
+
+    def chance(self, probability: float) -> bool:
+        return bool(self.random.random() < probability)
+
+    def colour(self) -> Colour:
+        """Any colour that walls, cars and clothes have: greys mostly, some strong ones."""
+        r = self.random.random(5)
+        grey, tint = 25 + 205 * r[0], (70 if r[1] < 0.35 else 18)
+        return (grey + tint * (r[2] - 0.4), grey + tint * (r[3] - 0.5), grey + tint * (r[4] - 0.6))
+
+    def grey(self, low: float, high: float) -> Colour:
+        level = self.between(low, high)
+        return (level + self.between(-6, 8), level + self.between(-4, 4), level + self.between(-8, 8))
+
+    def side(self) -> int:
+        return int(self.random.integers(2))
+
+    # -- painting -----------------------------------------------------------------------------------------------------
+
+    def project(self, points: np.ndarray) -> np.ndarray:
+        """World points (..., 3) in metres -> columns and rows (..., 2) in pixels."""
+        scale = self.f / points[..., 2]
+        return np.stack([self.cx + points[..., 0] * scale, self.horizon + (self.eye - points[..., 1]) * scale], -1)
+
+    def shade(self, colour: Colour, z: float, light: float = 1.0) -> Colour:
+        """The colour as it looks in the distance, under `light`."""
+        clear = float(np.exp(-z / self.thickness))
+        r, g, b = (clear * light * c + (1 - clear) * h for c, h in zip(colour, self.haze, strict=True))
+        return (r, g, b)
+
+    def fill(self, outlines: np.ndarray, colour: Colour, kind: int | None) -> None:
+        """Fills polygons (n, corners, 2) in pixels; `kind` None paints colour only (a window belongs to its wall)."""
+        fixed = np.clip(np.rint(outlines * 2**SHIFT), -(2**18), 2**18).astype(np.int32)
+        polygons = list(fixed) if fixed.ndim == 3 else [fixed]
+        cv2.fillPoly(self.image, polygons, colour, shift=SHIFT)
+        if kind is not None:
+            cv2.fillPoly(self.label, polygons, kind, shift=SHIFT)
+
+    def world(self, corners: list[Point] | np.ndarray, colour: Colour, kind: int | None, light: float = 1.0) -> None:
+        """Fills a polygon, or several (n, corners, 3), given in metres."""
+        points = np.asarray(corners, float)
+        self.fill(self.project(points), self.shade(colour, float(points[..., 2].mean()), light), kind)
+
+    def line(self, start: Point, end: Point, metres: float, colour: Colour, kind: int | None) -> None:
+        """A stroke as thick as it looks at its distance, at least one pixel."""
+        a, b = np.rint(self.project(np.array([start, end]))).astype(int).tolist()
+        thick = max(1, round(metres * self.f / start.z))
+        cv2.line(self.image, a, b, self.shade(colour, start.z), thick)
+        if kind is not None:
+            cv2.line(self.label, a, b, kind, thick)
+
+    def disc(
+        self, centre: Point, metres: tuple[float, float], colour: Colour, kind: int | None, thick: int = -1
+    ) -> None:
+        """A filled ellipse, or its outline, with half-axes in metres."""
+        x, y = np.rint(self.project(np.array(centre))).astype(int).tolist()
+        axes = (max(1, round(metres[0] * self.f / centre.z)), max(1, round(metres[1] * self.f / centre.z)))
+        cv2.ellipse(self.image, (x, y), axes, 0, 0, 360, self.shade(colour, centre.z), thick)
+        if kind is not None:
+            cv2.ellipse(self.label, (x, y), axes, 0, 0, 360, kind, thick)
+
+    def upright(self, x: float, y: float, z: float, w: float, h: float) -> np.ndarray:
+        """A rectangle that faces the camera, with its lower left corner at (x, y, z): corners (4, 3)."""
+        return np.array([(x, y, z), (x + w, y, z), (x + w, y + h, z), (x, y + h, z)])
+
+    def later(self, z: float, paint: Callable[..., None], *arguments: object) -> None:
+        """Notes something to paint at distance z."""
+        self.tasks.append((z, functools.partial(paint, self, *arguments)))
+
+    def paint(self) -> None:
+        """Paints what was noted, from far to near."""
+        for _, task in sorted(self.tasks, key=lambda task: -task[0]):
+            task()
+        self.tasks.clear()
+
+
+def draw(generator: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """A scene: image uint8 (H, W, 3) RGB, label uint8 (H, W) with CamVid's numbers and 255 = void."""
+    from secateur.data import streetthings as things
+
+    scene = Scene(generator, height, width)
+    things.sky(scene)
+    things.ground(scene)
+    things.roadside(scene)
+    scene.paint()
+    things.traffic(scene)
+    scene.paint()
+    return _photograph(scene), scene.label
+
+
+def _photograph(scene: Scene) -> np.ndarray:
+    """Texture, uneven light, a colour cast, blur and sensor noise over the painted image."""
+    height, width = scene.label.shape
+    top, left = scene.random.integers(0, 256, 2)
+    coarse, fine = (_grain(k, height, width)[top : top + height, left : left + width] for k in (0, 1))
+    image = scene.image.astype(np.float32)
+    image += (coarse * TEXTURE[scene.label])[..., None]
+    if scene.chance(0.5):
+        image = cv2.GaussianBlur(image, (3, 3), scene.between(0.3, 0.8))
+    rows = np.linspace(scene.between(0.8, 1.1), scene.between(0.8, 1.1), height, dtype=np.float32)
+    columns = np.linspace(scene.between(0.8, 1.15), scene.between(0.8, 1.15), width, dtype=np.float32)
+    cast = scene.between(0.65, 1.2) * scene.random.uniform(0.92, 1.08, 3).astype(np.float32)
+    image *= (rows[:, None] * columns)[..., None] * cast
+    image += (fine * scene.between(3, 11))[..., None]
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+@functools.cache
+def _grain(octave: int, height: int, width: int) -> np.ndarray:
+    """Noise of unit deviation to cut a window from: 0 = leaves and plaster, 1 = a pixel's own."""
+    noise = np.random.default_rng(octave).standard_normal((height + 256, width + 256)).astype(np.float32)
+    if octave == 0:
+        size = noise.shape[::-1]
+        soft = cv2.GaussianBlur(noise, (0, 0), max(1.0, height / 150))
+        softer = cv2.resize(cv2.GaussianBlur(noise, (0, 0), 1.0)[::6, ::6], size)
+        noise = soft / soft.std() + 0.7 * softer / softer.std()
+    return noise / noise.std()

@@ -1,0 +1,344 @@
+"""What stands in a drawn street: sky, ground, the roadside's walls and trees, and the things and people in front of them."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from secateur.data.dataset import IGNORE
+from secateur.data.streetscene import (
+    BICYCLIST,
+    BUILDING,
+    CAR,
+    FAR,
+    FENCE,
+    NEAR,
+    PAVEMENT,
+    PEDESTRIAN,
+    POLE,
+    ROAD,
+    SIGN,
+    SKY,
+    TREE,
+    Colour,
+    Point,
+    Scene,
+)
+
+
+def sky(scene: Scene) -> None:
+    """A gradient from the haze up, with clouds, and a far skyline."""
+    top = np.array(scene.haze) * scene.between(0.55, 1.05) + scene.random.uniform(-15, 25) * np.array([-0.6, 0, 1.0])
+    ramp = np.linspace(0, 1, scene.height)[:, None, None]
+    scene.image[:] = np.clip(top * (1 - ramp) + np.array(scene.haze) * ramp, 0, 255)
+    scene.label[:] = SKY
+    for _ in range(int(scene.random.integers(0, 6))):
+        x, y = scene.random.uniform((0, 0), (scene.width, scene.horizon)).astype(int).tolist()
+        axes = (int(scene.width * scene.between(0.05, 0.2)), int(scene.height * scene.between(0.015, 0.05)))
+        level = scene.between(150, 245)
+        cv2.ellipse(scene.image, (x, y), axes, 0, 0, 360, (level, level, level + 4), -1)
+    for x in np.arange(-60, 60, 12):
+        kind = TREE if scene.chance(0.5) else BUILDING
+        colour = leaf(scene) if kind == TREE else scene.colour()
+        scene.world(scene.upright(x, -1, FAR + 10, 13, scene.between(3, 13)), colour, kind)
+
+
+def ground(scene: Scene) -> None:
+    """Pavement from wall to wall, the road on it, markings, kerbs and shadows."""
+    beyond, strip = 30.0, (FAR + 10, NEAR)
+
+    def band(left: float, right: float, colour: Colour, kind: int | None) -> None:
+        far, near = strip
+        scene.world(
+            [Point(left, 0, far), Point(right, 0, far), Point(right, 0, near), Point(left, 0, near)], colour, kind
+        )
+
+    stone, asphalt = scene.grey(85, 190), scene.grey(55, 150)
+    band(-beyond, beyond, stone, PAVEMENT)
+    left, right = scene.road
+    band(left, right, asphalt, ROAD)
+    kerb = scene.grey(100, 210)
+    for x in scene.road:
+        band(x - 0.12, x + 0.12, kerb, PAVEMENT)
+    paint, middle = scene.grey(170, 240), (left + right) / 2
+    if scene.chance(0.8):
+        step, dash = scene.between(4, 9), scene.between(1.5, 4)
+        z = np.arange(NEAR + scene.between(0, 4), FAR, step)[:, None, None]
+        corners = np.array(
+            [(middle - 0.08, 0, 0), (middle + 0.08, 0, 0), (middle + 0.08, 0, dash), (middle - 0.08, 0, dash)]
+        )
+        scene.world(corners + z * (0, 0, 1), paint, None)
+    if scene.chance(0.5):
+        colour = paint if scene.chance(0.5) else (200.0, 170.0, 60.0)
+        for x in (left + 0.5, right - 0.5):
+            band(x - 0.06, x + 0.06, colour, None)
+    for _ in range(int(scene.random.integers(0, 5))):  # shadows and patches lie over road and pavement alike
+        x, z, w, h = scene.random.uniform((-9, 4, 2, 0.5), (3, 30, 9, 5))
+        slant = scene.between(-3, 3)
+        colour = tuple(c * scene.between(0.5, 0.9) for c in asphalt)
+        corners = [Point(x, 0, z), Point(x + w, 0, z), Point(x + w + slant, 0, z + h), Point(x + slant, 0, z + h)]
+        clip_to = scene.label == ROAD if scene.chance(0.5) else scene.label <= PAVEMENT
+        before = scene.image.copy()
+        scene.world(corners, (colour[0], colour[1], colour[2]), None)
+        np.copyto(scene.image, before, where=~clip_to[..., None])
+
+
+def roadside(scene: Scene) -> None:
+    """Buildings along both sides, with gaps where trees and fences stand."""
+    for side in (0, 1):
+        sign, wall = (-1, 1)[side], scene.wall[side]
+        z = NEAR + scene.between(0, 3)
+        town = scene.between(0.5, 0.95)  # share of the side that is built on
+        storeys = scene.between(2, 5)
+        while z < FAR:
+            length = scene.between(5, 16)
+            end = min(z + length, FAR + 5)
+            if scene.chance(town):
+                height = max(3.0, 2.9 * (storeys + scene.between(-1.2, 1.2)))
+                scene.later(z, building, sign, wall + sign * scene.between(0, 1.5), z, end, height)
+            else:
+                for at in np.arange(z + 1, end, scene.between(2.5, 5)):
+                    scene.later(float(at), tree, wall + sign * scene.between(0.5, 4), float(at), scene.between(4, 10))
+                scene.later(end, hedge, sign, wall + sign * 5, z, end)
+                scene.later(z + 0.1, fence, wall - sign * 0.1, z, end)
+            z = end
+
+
+def traffic(scene: Scene) -> None:
+    """What stands and moves on the road and the pavements."""
+    count = scene.random.poisson
+    for side in (0, 1):
+        sign, kerb, wall = (-1, 1)[side], scene.road[side], scene.wall[side]
+        walk = lambda near=0.3, kerb=kerb, wall=wall: scene.between(min(kerb, wall), max(kerb, wall)) * (1 - near * 0)  # noqa: E731
+        for z in scene.random.uniform(5, 45, count(2.0)):
+            scene.later(z, pole, kerb + sign * scene.between(0.2, 0.8), z, -sign)
+        for z in scene.random.uniform(5, 24, count(0.9)):
+            scene.later(z, sign_post, kerb + sign * scene.between(0.3, 0.9), z)
+        for z in scene.random.uniform(5, 28, count(1.3)):
+            scene.later(z, pedestrian, walk(), z)
+        if scene.chance(0.4):
+            z = scene.between(4, 20)
+            scene.later(z, fence, kerb + sign * 0.3, z, z + scene.between(4, 14))
+        if scene.chance(0.4):
+            z = scene.between(6, 30)
+            scene.later(z, tree, kerb + sign * scene.between(0.8, 1.5), z, scene.between(4, 8))
+        if scene.chance(0.4):
+            z = scene.between(5, 20)
+            scene.later(z, bin_or_box, walk(), z)
+        if scene.chance(0.55):  # a row of parked cars
+            z = scene.between(5, 22)
+            for _ in range(int(scene.random.integers(1, 5))):
+                scene.later(z, car, kerb - sign * 1.1, z)
+                z += scene.between(5, 8)
+    left, right = scene.road
+    for z in scene.random.uniform(9, 50, count(1.0)):
+        scene.later(z, car, scene.between(left + 1.2, right - 1.2), z)
+    for z in scene.random.uniform(5, 18, 1 + count(0.4)) if scene.chance(0.8) else ():
+        scene.later(z, bicyclist, scene.between(left + 0.6, right - 0.6), z)
+    if scene.chance(0.25):
+        z = scene.between(8, 20)
+        scene.later(z, pedestrian, scene.between(left, right), z)
+
+
+def leaf(scene: Scene) -> Colour:
+    """Green mostly; some trees are brown or bare."""
+    light = scene.between(0.5, 1.3)
+    if scene.chance(0.25):
+        return (light * 110, light * 85, light * 55)
+    return (light * scene.between(50, 95), light * scene.between(75, 110), light * scene.between(35, 70))
+
+
+def building(scene: Scene, sign: int, wall: float, near: float, far: float, height: float) -> None:
+    """A box along the street: the wall on the street and the side towards the camera, with windows, a ground floor, a roof."""
+    colour, light = scene.colour(), scene.between(0.75, 1.1)
+    scene.world(
+        [
+            Point(wall, 0, near),
+            Point(wall + sign * 12, 0, near),
+            Point(wall + sign * 12, height, near),
+            Point(wall, height, near),
+        ],
+        colour,
+        BUILDING,
+        light * scene.between(0.7, 0.95),
+    )
+    facade = np.array([(wall, 0, near), (wall, 0, far), (wall, height, far), (wall, height, near)])
+    scene.world(facade, colour, BUILDING, light)
+    storeys, bays = max(1, int(height / 2.9)), max(1, int((far - near) / scene.between(2, 3.5)))
+    y = (np.arange(storeys) + 0.3) * height / storeys
+    z = near + (np.arange(bays) + 0.28) * (far - near) / bays
+    tall, wide = 0.5 * height / storeys, 0.45 * (far - near) / bays
+    y, z = (grid.ravel() for grid in np.meshgrid(y, z))
+    x = np.full_like(y, wall)
+    windows = np.stack(
+        [np.stack(corner, -1) for corner in ((x, y, z), (x, y, z + wide), (x, y + tall, z + wide), (x, y + tall, z))], 1
+    )
+    scene.world(windows, scene.grey(25, 90) if scene.chance(0.7) else scene.grey(150, 230), None)
+    if scene.chance(0.5):  # a shop: a painted band, and a board that looks like a sign
+        low, high = (2.4, 3.1) if scene.chance(0.6) else (0.0, 2.6)
+        scene.world(facade * (1, 0, 1) + np.array([(0, y, 0) for y in (low, low, high, high)]), scene.colour(), None)
+        at = scene.between(near, far)
+        board = facade * (1, 0, 0) + [(0, 1.2, at), (0, 1.2, at + 1), (0, 2.2, at + 1), (0, 2.2, at)]
+        scene.world(board, signal(scene), None)
+    if scene.chance(0.5):
+        eaves = [(0, height - 0.4, 0), (0, height - 0.4, 0), (0, height, 0), (0, height, 0)]
+        scene.world(facade * (1, 0, 1) + np.array(eaves), scene.colour(), None)
+
+
+def hedge(scene: Scene, sign: int, x: float, near: float, far: float) -> None:
+    """Bushes behind a gap between the buildings, so that no ground shows up to the horizon."""
+    height = scene.between(1.5, 5)
+    scene.world(
+        [Point(x, 0, near), Point(x + sign * 20, 0, near), Point(x + sign * 20, height, far), Point(x, height, far)],
+        leaf(scene),
+        TREE,
+    )
+    scene.world([Point(x, 0, near), Point(x, 0, far), Point(x, height, far), Point(x, height, near)], leaf(scene), TREE)
+
+
+def tree(scene: Scene, x: float, z: float, height: float) -> None:
+    """A trunk and a crown of several blobs, lighter at the top."""
+    colour = leaf(scene)
+    scene.line(Point(x, 0, z), Point(x, height * 0.6, z), scene.between(0.15, 0.4), (60, 48, 38), TREE)
+    spread = height * scene.between(0.2, 0.35)
+    for _ in range(int(scene.random.integers(5, 10))):
+        dx, dy = scene.random.normal(0, 0.55, 2) * spread
+        light = 1 + 0.25 * dy / spread + scene.between(-0.15, 0.15)
+        blob = (colour[0] * light, colour[1] * light, colour[2] * light)
+        centre = Point(x + dx, max(height * 0.66 + dy, 0.25 * height), z)
+        scene.disc(centre, (spread * scene.between(0.35, 0.7), spread * scene.between(0.3, 0.6)), blob, TREE)
+
+
+def fence(scene: Scene, x: float, near: float, far: float) -> None:
+    """Posts and rails along the street, or boards; labelled as a whole."""
+    height, colour = scene.between(0.9, 1.7), scene.colour()
+    corners = np.array([(x, 0, near), (x, 0, far), (x, height, far), (x, height, near)])
+    scene.world(corners, scene.colour(), FENCE)
+    posts = np.arange(near, far, scene.between(0.25, 1.2))[:, None, None] * (0, 0, 1)
+    scene.world(posts + corners * (1, 1, 0) + [(0, 0, 0), (0, 0, 0.12), (0, 0, 0.12), (0, 0, 0)], colour, None)
+    rail = corners * (1, 0, 1) + [(0, height - 0.12, 0)] * 2 + np.array([(0, 0, 0)] * 4) if False else corners.copy()
+    rail[:2, 1] = height - 0.12
+    scene.world(rail, colour, None)
+
+
+def pole(scene: Scene, x: float, z: float, towards: int) -> None:
+    """A lamp post or a mast."""
+    height, colour = scene.between(4, 9), scene.grey(30, 190)
+    thick = scene.between(0.1, 0.2)
+    scene.line(Point(x, 0, z), Point(x, height, z), thick, colour, POLE)
+    if scene.chance(0.6):
+        scene.line(
+            Point(x, height, z), Point(x + towards * scene.between(0.5, 1.8), height, z), thick * 0.7, colour, POLE
+        )
+
+
+def signal(scene: Scene) -> Colour:
+    """The strong colours of signs, and of boards on walls."""
+    colours = ((190, 40, 40), (40, 70, 160), (210, 180, 50), (225, 225, 225), (40, 110, 60))
+    r, g, b = colours[int(scene.random.integers(len(colours)))]
+    return (float(r), float(g), float(b))
+
+
+def sign_post(scene: Scene, x: float, z: float) -> None:
+    """A round, triangular or square sign on a thin post, or a traffic light."""
+    height, size = scene.between(2.1, 3.2), scene.between(0.3, 0.48)
+    scene.line(Point(x, 0, z), Point(x, height, z), 0.08, scene.grey(60, 170), POLE)
+    shape, edge, face = int(scene.random.integers(4)), signal(scene), signal(scene)
+    if shape == 0:
+        scene.disc(Point(x, height, z), (size, size), edge, SIGN)
+        scene.disc(Point(x, height, z), (size * 0.6, size * 0.6), face, None)
+    elif shape == 1:
+        scene.world(
+            [Point(x - size, height - size, z), Point(x + size, height - size, z), Point(x, height + size, z)],
+            edge,
+            SIGN,
+        )
+    elif shape == 2:
+        scene.world(scene.upright(x - size, height - size, z, 2 * size, 2 * size * scene.between(0.6, 1.5)), edge, SIGN)
+        scene.world(scene.upright(x - size * 0.5, height - size * 0.6, z, size, size * 0.8), face, None)
+    else:
+        scene.world(scene.upright(x - 0.2, height - 0.5, z, 0.4, 1.1), (35, 38, 36), SIGN)
+        for number, lamp in enumerate(((60.0, 160.0, 80.0), (90.0, 80.0, 40.0), (200.0, 50.0, 40.0))):
+            scene.disc(Point(x, height - 0.3 + 0.35 * number, z), (0.11, 0.11), lamp, None)
+
+
+def bin_or_box(scene: Scene, x: float, z: float) -> None:
+    """Something that is in no class: void, as in CamVid."""
+    scene.world(scene.upright(x, 0, z, scene.between(0.4, 1.1), scene.between(0.7, 1.5)), scene.colour(), IGNORE)
+
+
+def car(scene: Scene, x: float, z: float) -> None:
+    """A car or van along the street, seen from behind or in front: body, cabin, the visible side, windows, wheels, lights."""
+    w, length = scene.between(0.8, 0.95), scene.between(3.6, 4.6)
+    tall = scene.between(1.35, 1.6) if scene.chance(0.8) else scene.between(1.9, 2.5)
+    colour, glass = scene.colour(), scene.grey(25, 80)
+    belt, far = tall * 0.6, z + length
+    side = x - w if x > 0 else x + w  # the flank that faces the camera's axis
+    flank = [
+        (side, 0.25, z),
+        (side, 0.25, far),
+        (side, belt, far),
+        (side, tall, far - 0.9),
+        (side, tall, z + 0.5),
+        (side, belt, z),
+    ]
+    scene.world([Point(*p) for p in flank], colour, CAR, 0.8)
+    pane = [(side, belt, z + 0.4), (side, belt, far - 0.6), (side, tall - 0.1, far - 1.0), (side, tall - 0.1, z + 0.7)]
+    scene.world([Point(*p) for p in pane], glass, None)
+    for at in (z + 0.8, far - 0.8):
+        scene.disc(Point(side, 0.3, at), (0.16, 0.3), (22, 22, 24), CAR)
+    scene.world(scene.upright(x - w, 0.22, z, 2 * w, belt - 0.22), colour, CAR)
+    cabin = [
+        Point(x - w, belt, z),
+        Point(x + w, belt, z),
+        Point(x + w * 0.8, tall, z + 0.4),
+        Point(x - w * 0.8, tall, z + 0.4),
+    ]
+    scene.world(cabin, colour, CAR, 1.1)
+    screen = [
+        (x - w * 0.8, belt, z),
+        (x + w * 0.8, belt, z),
+        (x + w * 0.7, tall - 0.12, z),
+        (x - w * 0.7, tall - 0.12, z),
+    ]
+    scene.world([Point(*p) for p in screen], glass, None)
+    lights = (190.0, 40.0, 35.0) if x > 0 or scene.chance(0.5) else (235.0, 230.0, 200.0)
+    scene.world(scene.upright(x - w * 0.5, 0.45, z, w, 0.13), scene.grey(150, 230), None)  # number plate
+    for at in (x - w * 0.95, x + w * 0.65):
+        scene.world(scene.upright(at, belt - 0.3, z, w * 0.3, 0.18), lights, None)
+        scene.world(scene.upright(at, 0.0, z, w * 0.3, 0.3), (22, 22, 24), CAR)
+
+
+def body(scene: Scene, x: float, foot: float, z: float, kind: int) -> None:
+    """Legs, trunk, arms and head of somebody about 1.7 m tall, standing at height `foot`."""
+    s = scene.between(0.85, 1.08)
+    top, legs, skin = scene.colour(), scene.colour(), (scene.between(90, 215),) * 3
+    stride = scene.between(0.02, 0.22)
+    for dx in (-stride, stride):
+        scene.line(Point(x, foot + 0.9 * s, z), Point(x + dx, foot, z), 0.16, legs, kind)
+    scene.world(scene.upright(x - 0.23 * s, foot + 0.8 * s, z, 0.46 * s, 0.68 * s), top, kind)
+    for dx in (-0.3, 0.3):
+        scene.line(Point(x + dx * 0.8, foot + 1.42 * s, z), Point(x + dx, foot + 0.9 * s, z), 0.11, top, kind)
+    scene.disc(Point(x, foot + 1.6 * s, z), (0.11 * s, 0.14 * s), (skin[0], skin[1] * 0.8, skin[2] * 0.7), kind)
+
+
+def pedestrian(scene: Scene, x: float, z: float) -> None:
+    """Somebody on foot."""
+    body(scene, x, 0.0, z, PEDESTRIAN)
+
+
+def bicyclist(scene: Scene, x: float, z: float) -> None:
+    """Somebody on a bicycle, seen from behind or at an angle; the bicycle belongs to the class."""
+    reach, colour = scene.between(0.1, 0.55), scene.colour()
+    for dx in (-reach, reach):
+        scene.disc(
+            Point(x + dx, 0.34, z),
+            (0.06 + 0.5 * reach, 0.34),
+            (25, 25, 28),
+            BICYCLIST,
+            thick=max(1, round(0.05 * scene.f / z)),
+        )
+    scene.line(Point(x - reach, 0.34, z), Point(x + reach, 0.8, z), 0.09, colour, BICYCLIST)
+    scene.line(Point(x, 0.3, z), Point(x, 0.9, z), 0.12, colour, BICYCLIST)
+    scene.line(Point(x - 0.3, 1.0, z), Point(x + 0.3, 1.0, z), 0.06, (40, 40, 42), BICYCLIST)
+    body(scene, x, 0.25, z, BICYCLIST)
