@@ -1,6 +1,7 @@
 """Ends every command with the exit code and the one message that its user needs.
 
-0 done; 1 a bug of ours, with the traceback in a file; 2 the user's mistake; 3 what was asked can't be had; 130 interrupted.
+0 done; 1 a bug of ours, with the traceback in a file; 2 the user's mistake; 3 what was asked can't be had;
+130 interrupted.
 """
 
 from __future__ import annotations

@@ -56,20 +56,21 @@ def methods(as_json: Json = False) -> None:
         return
     for row in rows:
         typer.echo(f"{row['name']:18}{row['summary']}")
-        typer.echo(f"{'':18}{'sparsifies while training' if row['needs_training'] else 'scores a trained network'}; {row['paper']}")
+        kind = "sparsifies while training" if row["needs_training"] else "scores a trained network"
+        typer.echo(f"{'':18}{kind}; {row['paper']}")
         for key, option in row["options"].items():
             typer.echo(f"{'':18}  {key}={option['default']}  {option['help']}")
 
 
 def recipe(
-    path: Annotated[Path | None, typer.Argument(metavar="[RECIPE.yaml]", help="A recipe to check and print.")] = None,
+    path: Annotated[Path | None, typer.Argument(metavar="RECIPE.yaml", help="A recipe to check and print.")] = None,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[section.key=value ...]", help="Values that replace the recipe's.")
+        list[str] | None, typer.Argument(metavar="section.key=value", help="Values that replace the recipe's.")
     ] = None,
     defaults: Annotated[bool, typer.Option("--defaults", help="Print a recipe with every key at its default.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes.")] = False,
 ) -> None:
-    """Check a recipe and print it with every key, or print the defaults or the JSON schema."""
+    """Print a recipe with all keys, checked, or the defaults."""
     from secateur.recipe import Recipe, dump_recipe, load_recipe, recipe_schema
 
     if (path is not None) + defaults + schema != 1:

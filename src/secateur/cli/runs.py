@@ -18,7 +18,7 @@ RecipePath = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[section.key=value ...]", help="Values that replace the recipe's, as in train.epochs=10."),
+    typer.Argument(metavar="section.key=value", help="Values that replace the recipe's, as in train.epochs=10."),
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="The run folder; default: runs/<name of the recipe>.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run in this folder was interrupted.")]
@@ -38,19 +38,19 @@ def register(app: typer.Typer) -> None:
 def run(
     recipe: RecipePath, overrides: Overrides = None, out: Out = None, resume: Resume = False, as_json: Json = False
 ) -> None:
-    """Train, sparsify, prune, fine-tune and evaluate: the whole recipe, from one command."""
+    """Train, sparsify, prune, fine-tune, evaluate."""
     _perform(recipe, overrides, out, resume, as_json, lambda experiment: experiment.run())
 
 
 def train(
     recipe: RecipePath, overrides: Overrides = None, out: Out = None, resume: Resume = False, as_json: Json = False
 ) -> None:
-    """Train the unpruned network of a recipe, and sparsify it if the method does."""
+    """Train the unpruned network, sparsify it."""
     _perform(recipe, overrides, out, resume, as_json, lambda experiment: experiment.train())
 
 
 def prune(recipe: RecipePath, overrides: Overrides = None, out: Out = None, as_json: Json = False) -> None:
-    """Prune the trained network of a run and show the accuracy ladder."""
+    """Prune the trained network of a run."""
     _perform(recipe, overrides, out, True, as_json, lambda experiment: experiment.prune())
 
 
@@ -60,7 +60,7 @@ def finetune(recipe: RecipePath, overrides: Overrides = None, out: Out = None, a
 
 
 def evaluate(recipe: RecipePath, overrides: Overrides = None, out: Out = None, as_json: Json = False) -> None:
-    """Evaluate the networks of a run and write its result and pictures."""
+    """Evaluate the networks of a run."""
     _perform(recipe, overrides, out, True, as_json, lambda experiment: experiment.evaluate())
 
 
