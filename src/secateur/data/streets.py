@@ -15,7 +15,8 @@ import numpy as np
 
 from secateur.data.camvid import COLOURS, SPLITS
 from secateur.data.dataset import Sample, SegmentationDataset, limited
-from secateur.data.streetscene import draw
+from secateur.data import streetthings as things
+from secateur.data.streetscene import Scene, photograph
 from secateur.errors import DataError, nearest
 
 
@@ -58,5 +59,9 @@ class Streets(SegmentationDataset):
 
     def _load(self, index: int) -> Sample:
         generator = np.random.default_rng((self.seed, SPLITS.index(self.split), index))
-        image, label = draw(generator, *self.size)
-        return Sample(image, label, name=f"{self.split} scene {index}")
+        scene = Scene(generator, *self.size)
+        things.sky(scene)
+        things.ground(scene)
+        things.roadside(scene)
+        things.traffic(scene)
+        return Sample(photograph(scene), scene.label, name=f"{self.split} scene {index}")

@@ -8,6 +8,7 @@ the label.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ FAR = 70.0  # metres; where the street ends
 SHIFT = 4  # fractional bits of the coordinates that OpenCV gets
 # Strength of the texture on each class, in grey levels; leaves are rough, the sky is smooth.
 TEXTURE = np.full(256, 9.0, np.float32)
-TEXTURE[[SKY, TREE, ROAD, PAVEMENT]] = 2, 26, 7, 9
+TEXTURE[[SKY, TREE, ROAD, PAVEMENT]] = 2, 26, 5, 7
 
 Colour = tuple[float, float, float]
 
@@ -46,12 +47,12 @@ class Scene:
         self.label = np.empty((height, width), np.uint8)
         self.f = width * generator.uniform(0.85, 1.1)
         self.eye = generator.uniform(1.4, 1.9)
-        self.horizon = height * generator.uniform(0.42, 0.52)
+        self.horizon = height * generator.uniform(0.45, 0.57)
         self.cx = width * generator.uniform(0.36, 0.64)
-        lane = generator.uniform(3.6, 6.0)
+        lane = generator.uniform(2.7, 4.4)
         off = generator.uniform(-0.35, 0.35) * lane
         self.road = (-lane - off, lane - off)  # x of the kerbs
-        self.wall = (self.road[0] - generator.uniform(1.5, 3.2), self.road[1] + generator.uniform(1.5, 3.2))
+        self.wall = (self.road[0] - generator.uniform(1.8, 4.0), self.road[1] + generator.uniform(1.8, 4.0))
         grey = generator.uniform(110, 235)
         self.haze: Colour = (grey, grey + generator.uniform(-8, 10), grey + generator.uniform(-10, 25))
         self.thickness = generator.uniform(60, 250)  # metres over which the haze takes over
@@ -60,7 +61,7 @@ class Scene:
     # -- randomness ---------------------------------------------------------------------------------------------------
 
     def between(self, low: float, high: float) -> float:
-        return float(self.random.uniform(low, high))
+        return low + (high - low) * self.random.random()
 
     def chance(self, probability: float) -> bool:
         return bool(self.random.random() < probability)
@@ -82,14 +83,23 @@ class Scene:
 
     def project(self, points: np.ndarray) -> np.ndarray:
         """World points (..., 3) in metres -> columns and rows (..., 2) in pixels."""
+        pixels = np.empty((*points.shape[:-1], 2))
         scale = self.f / points[..., 2]
-        return np.stack([self.cx + points[..., 0] * scale, self.horizon + (self.eye - points[..., 1]) * scale], -1)
+        pixels[..., 0] = self.cx + points[..., 0] * scale
+        pixels[..., 1] = self.horizon + (self.eye - points[..., 1]) * scale
+        return pixels
+
+    def pixel(self, point: Point) -> tuple[int, int]:
+        """Column and row of one point, rounded."""
+        scale = self.f / point.z
+        return round(self.cx + point.x * scale), round(self.horizon + (self.eye - point.y) * scale)
 
     def shade(self, colour: Colour, z: float, light: float = 1.0) -> Colour:
         """The colour as it looks in the distance, under `light`."""
-        clear = float(np.exp(-z / self.thickness))
-        r, g, b = (clear * light * c + (1 - clear) * h for c, h in zip(colour, self.haze, strict=True))
-        return (r, g, b)
+        clear = math.exp(-z / self.thickness)
+        own, fog = clear * light, 1 - clear
+        (r, g, b), (hr, hg, hb) = colour, self.haze
+        return own * r + fog * hr, own * g + fog * hg, own * b + fog * hb
 
     def fill(self, outlines: np.ndarray, colour: Colour, kind: int | None) -> None:
         """Fills polygons (n, corners, 2) in pixels; `kind` None paints colour only (a window belongs to its wall)."""
@@ -102,11 +112,13 @@ class Scene:
     def world(self, corners: list[Point] | np.ndarray, colour: Colour, kind: int | None, light: float = 1.0) -> None:
         """Fills a polygon, or several (n, corners, 3), given in metres."""
         points = np.asarray(corners, float)
-        self.fill(self.project(points), self.shade(colour, float(points[..., 2].mean()), light), kind)
+        self.fill(
+            self.project(points), self.shade(colour, float(points[..., 2].sum()) / (points.size / 3), light), kind
+        )
 
     def line(self, start: Point, end: Point, metres: float, colour: Colour, kind: int | None) -> None:
         """A stroke as thick as it looks at its distance, at least one pixel."""
-        a, b = np.rint(self.project(np.array([start, end]))).astype(int).tolist()
+        a, b = self.pixel(start), self.pixel(end)
         thick = max(1, round(metres * self.f / start.z))
         cv2.line(self.image, a, b, self.shade(colour, start.z), thick)
         if kind is not None:
@@ -116,7 +128,7 @@ class Scene:
         self, centre: Point, metres: tuple[float, float], colour: Colour, kind: int | None, thick: int = -1
     ) -> None:
         """A filled ellipse, or its outline, with half-axes in metres."""
-        x, y = np.rint(self.project(np.array(centre))).astype(int).tolist()
+        x, y = self.pixel(centre)
         axes = (max(1, round(metres[0] * self.f / centre.z)), max(1, round(metres[1] * self.f / centre.z)))
         cv2.ellipse(self.image, (x, y), axes, 0, 0, 360, self.shade(colour, centre.z), thick)
         if kind is not None:
@@ -137,21 +149,7 @@ class Scene:
         self.tasks.clear()
 
 
-def draw(generator: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """A scene: image uint8 (H, W, 3) RGB, label uint8 (H, W) with CamVid's numbers and 255 = void."""
-    from secateur.data import streetthings as things
-
-    scene = Scene(generator, height, width)
-    things.sky(scene)
-    things.ground(scene)
-    things.roadside(scene)
-    scene.paint()
-    things.traffic(scene)
-    scene.paint()
-    return _photograph(scene), scene.label
-
-
-def _photograph(scene: Scene) -> np.ndarray:
+def photograph(scene: Scene) -> np.ndarray:
     """Texture, uneven light, a colour cast, blur and sensor noise over the painted image."""
     height, width = scene.label.shape
     top, left = scene.random.integers(0, 256, 2)
@@ -162,9 +160,9 @@ def _photograph(scene: Scene) -> np.ndarray:
         image = cv2.GaussianBlur(image, (3, 3), scene.between(0.3, 0.8))
     rows = np.linspace(scene.between(0.8, 1.1), scene.between(0.8, 1.1), height, dtype=np.float32)
     columns = np.linspace(scene.between(0.8, 1.15), scene.between(0.8, 1.15), width, dtype=np.float32)
-    cast = scene.between(0.65, 1.2) * scene.random.uniform(0.92, 1.08, 3).astype(np.float32)
+    cast = scene.between(0.75, 1.25) * scene.random.uniform(0.92, 1.08, 3).astype(np.float32)
     image *= (rows[:, None] * columns)[..., None] * cast
-    image += (fine * scene.between(3, 11))[..., None]
+    image += (fine * scene.between(1.5, 7))[..., None]
     return np.clip(image, 0, 255).astype(np.uint8)
 
 

@@ -75,11 +75,11 @@ def ground(scene: Scene) -> None:
     for _ in range(int(scene.random.integers(0, 5))):  # shadows and patches lie over road and pavement alike
         x, z, w, h = scene.random.uniform((-9, 4, 2, 0.5), (3, 30, 9, 5))
         slant = scene.between(-3, 3)
-        colour = tuple(c * scene.between(0.5, 0.9) for c in asphalt)
+        dark = scene.between(0.5, 0.9)
         corners = [Point(x, 0, z), Point(x + w, 0, z), Point(x + w + slant, 0, z + h), Point(x + slant, 0, z + h)]
         clip_to = scene.label == ROAD if scene.chance(0.5) else scene.label <= PAVEMENT
         before = scene.image.copy()
-        scene.world(corners, (colour[0], colour[1], colour[2]), None)
+        scene.world(corners, (asphalt[0] * dark, asphalt[1] * dark, asphalt[2] * dark), None)
         np.copyto(scene.image, before, where=~clip_to[..., None])
 
 
@@ -97,11 +97,12 @@ def roadside(scene: Scene) -> None:
                 height = max(3.0, 2.9 * (storeys + scene.between(-1.2, 1.2)))
                 scene.later(z, building, sign, wall + sign * scene.between(0, 1.5), z, end, height)
             else:
-                for at in np.arange(z + 1, end, scene.between(2.5, 5)):
+                for at in np.arange(z + 1, end, scene.between(3, 6) + z / 10):
                     scene.later(float(at), tree, wall + sign * scene.between(0.5, 4), float(at), scene.between(4, 10))
                 scene.later(end, hedge, sign, wall + sign * 5, z, end)
                 scene.later(z + 0.1, fence, wall - sign * 0.1, z, end)
             z = end
+    scene.paint()
 
 
 def traffic(scene: Scene) -> None:
@@ -109,35 +110,35 @@ def traffic(scene: Scene) -> None:
     count = scene.random.poisson
     for side in (0, 1):
         sign, kerb, wall = (-1, 1)[side], scene.road[side], scene.wall[side]
-        walk = lambda near=0.3, kerb=kerb, wall=wall: scene.between(min(kerb, wall), max(kerb, wall)) * (1 - near * 0)  # noqa: E731
-        for z in scene.random.uniform(5, 45, count(2.0)):
+        for z in scene.random.uniform(5, 40, count(1.7)):
             scene.later(z, pole, kerb + sign * scene.between(0.2, 0.8), z, -sign)
-        for z in scene.random.uniform(5, 24, count(0.9)):
+        for z in scene.random.uniform(5, 22, count(1.2)):
             scene.later(z, sign_post, kerb + sign * scene.between(0.3, 0.9), z)
-        for z in scene.random.uniform(5, 28, count(1.3)):
-            scene.later(z, pedestrian, walk(), z)
-        if scene.chance(0.4):
-            z = scene.between(4, 20)
+        for z in scene.random.uniform(6, 28, count(1.5)):
+            scene.later(z, pedestrian, scene.between(kerb, wall), z)
+        if scene.chance(0.3):
+            z = scene.between(5, 20)
             scene.later(z, fence, kerb + sign * 0.3, z, z + scene.between(4, 14))
         if scene.chance(0.4):
             z = scene.between(6, 30)
             scene.later(z, tree, kerb + sign * scene.between(0.8, 1.5), z, scene.between(4, 8))
         if scene.chance(0.4):
             z = scene.between(5, 20)
-            scene.later(z, bin_or_box, walk(), z)
-        if scene.chance(0.55):  # a row of parked cars
+            scene.later(z, bin_or_box, scene.between(kerb, wall), z)
+        if scene.chance(0.65):  # a row of parked cars
             z = scene.between(5, 22)
             for _ in range(int(scene.random.integers(1, 5))):
                 scene.later(z, car, kerb - sign * 1.1, z)
                 z += scene.between(5, 8)
     left, right = scene.road
-    for z in scene.random.uniform(9, 50, count(1.0)):
+    for z in scene.random.uniform(8, 45, count(1.5)):
         scene.later(z, car, scene.between(left + 1.2, right - 1.2), z)
-    for z in scene.random.uniform(5, 18, 1 + count(0.4)) if scene.chance(0.8) else ():
+    for z in scene.random.uniform(7, 22, 1 + count(0.4)) if scene.chance(0.85) else ():
         scene.later(z, bicyclist, scene.between(left + 0.6, right - 0.6), z)
     if scene.chance(0.25):
         z = scene.between(8, 20)
         scene.later(z, pedestrian, scene.between(left, right), z)
+    scene.paint()
 
 
 def leaf(scene: Scene) -> Colour:
@@ -201,7 +202,7 @@ def tree(scene: Scene, x: float, z: float, height: float) -> None:
     colour = leaf(scene)
     scene.line(Point(x, 0, z), Point(x, height * 0.6, z), scene.between(0.15, 0.4), (60, 48, 38), TREE)
     spread = height * scene.between(0.2, 0.35)
-    for _ in range(int(scene.random.integers(5, 10))):
+    for _ in range(int(scene.random.integers(5, 10)) if z < 30 else 4):
         dx, dy = scene.random.normal(0, 0.55, 2) * spread
         light = 1 + 0.25 * dy / spread + scene.between(-0.15, 0.15)
         blob = (colour[0] * light, colour[1] * light, colour[2] * light)
@@ -211,12 +212,12 @@ def tree(scene: Scene, x: float, z: float, height: float) -> None:
 
 def fence(scene: Scene, x: float, near: float, far: float) -> None:
     """Posts and rails along the street, or boards; labelled as a whole."""
-    height, colour = scene.between(0.9, 1.7), scene.colour()
+    height, colour = scene.between(0.8, 1.4), scene.colour()
     corners = np.array([(x, 0, near), (x, 0, far), (x, height, far), (x, height, near)])
     scene.world(corners, scene.colour(), FENCE)
     posts = np.arange(near, far, scene.between(0.25, 1.2))[:, None, None] * (0, 0, 1)
     scene.world(posts + corners * (1, 1, 0) + [(0, 0, 0), (0, 0, 0.12), (0, 0, 0.12), (0, 0, 0)], colour, None)
-    rail = corners * (1, 0, 1) + [(0, height - 0.12, 0)] * 2 + np.array([(0, 0, 0)] * 4) if False else corners.copy()
+    rail = corners.copy()
     rail[:2, 1] = height - 0.12
     scene.world(rail, colour, None)
 
