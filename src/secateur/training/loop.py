@@ -1,0 +1,387 @@
+"""One stage of training, on Lightning Fabric, that can be killed at any moment and goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from secateur.errors import CannotError, CheckpointError
+from secateur.metrics import Scores
+from secateur.training.checkpoint import CheckpointFolder
+from secateur.training.evaluate import Loader
+from secateur.training.interrupt import Interrupt
+from secateur.training.metrics_log import MetricsLog
+from secateur.training.optimize import (
+    Settings,
+    learning_rate,
+    learning_rate_sum,
+    make_optimizer,
+    segmentation_loss,
+)
+from secateur.training.progress import ProgressDisplay
+from secateur.training.random_state import get_random_state, set_random_state
+
+__all__ = ["Hooks", "StageResult", "fit"]
+
+
+class Hooks(Protocol):
+    """What a training-time pruning method does in the loop; `secateur.Pruner` is one."""
+
+    def begin(self, steps: int, lr_sum: float, momentum: float) -> None: ...
+    def after_backward(self) -> None: ...
+    def after_step(self) -> None: ...
+    def after_epoch(self, epoch: int) -> None: ...
+    def log(self) -> dict[str, float]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any], /) -> None: ...
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a finished stage cost: optimizer steps, seconds of training over all its attempts, and the share of them
+    spent waiting for data; `scores` of its last evaluation, if any."""
+
+    steps: int
+    seconds: float
+    waiting_share: float
+    scores: Scores | None
+
+
+@dataclass
+class Position:
+    """Where a stage is; together with the tensors, all that a checkpoint needs."""
+
+    epoch: int = 0  # epochs finished
+    batch: int = 0  # batches of the current epoch finished
+    step: int = 0  # optimizer steps finished
+    loss_sum: float = 0.0  # of the current epoch, over images
+    images: int = 0  # of the current epoch
+    seconds: float = 0.0  # of training, over the whole stage
+    waited: float = 0.0  # of these, for data
+    epoch_seconds: float = 0.0
+    epoch_waited: float = 0.0
+
+    def finish_epoch(self) -> None:
+        self.epoch += 1
+        self.batch = self.images = 0
+        self.loss_sum = self.epoch_seconds = self.epoch_waited = 0.0
+
+    def add_time(self, seconds: float, waited: float) -> None:
+        self.seconds += seconds
+        self.epoch_seconds += seconds
+        self.waited += waited
+        self.epoch_waited += waited
+
+
+def fit(
+    model: nn.Module,
+    loader: Loader,
+    settings: Settings,
+    fabric: Fabric,
+    *,
+    stage: str = "train",
+    first_epoch: int = 0,
+    class_weights: Tensor | None = None,
+    ignore_index: int = 255,
+    hooks: Hooks | None = None,
+    evaluate: Callable[[nn.Module], Scores] | None = None,
+    checkpoints: CheckpointFolder | None = None,
+    metrics: MetricsLog | None = None,
+    display: ProgressDisplay | None = None,
+) -> StageResult:
+    """Trains `model` in place for `settings.epochs` epochs, going on from the newest checkpoint if there is one.
+
+    Resuming is exact: on the CPU the weights are those of the uninterrupted run, bit for bit, if the caller seeds
+    alike and `loader.epoch(e)` yields the same bits each time. On several devices, give each its own shard as `loader`;
+    `batch size` is then per device.
+
+    Args:
+        model: moved to Fabric's device; its weights on entry are the starting point of the first attempt.
+        loader: training batches.
+        fabric: launched already when there is more than one device.
+        stage: name in logs.
+        first_epoch: number of the loader's epoch to begin with, so that stages do not repeat each other's augmentation.
+        class_weights: (K,) for the loss.
+        ignore_index: the label that counts for nothing.
+        hooks: a training-time pruning method, attached to `model`.
+        evaluate: called with `model` every `settings.evaluate_every` epochs and at the end.
+        checkpoints: where to keep them; None keeps none.
+        metrics: gets one line per epoch.
+        display: gets the progress.
+
+    Raises:
+        CannotError: the loss or a gradient is not finite; names the step. The last good checkpoint is left as it is.
+        CheckpointError: the checkpoints are damaged, or of another network.
+        KeyboardInterrupt: Ctrl-C was pressed; the step was finished and a checkpoint written before.
+    """
+    if class_weights is not None:
+        class_weights = class_weights.to(fabric.device)
+    return _Stage(
+        model,
+        loader,
+        settings,
+        fabric,
+        stage,
+        first_epoch,
+        class_weights,
+        ignore_index,
+        hooks,
+        evaluate,
+        checkpoints,
+        metrics,
+        display or ProgressDisplay(quiet=True),
+    ).run()
+
+
+@dataclass
+class _Stage:
+    """The moving parts of one call of `fit`."""
+
+    model: nn.Module
+    loader: Loader
+    settings: Settings
+    fabric: Fabric
+    stage: str
+    first_epoch: int
+    class_weights: Tensor | None
+    ignore_index: int
+    hooks: Hooks | None
+    evaluate: Callable[[nn.Module], Scores] | None
+    checkpoints: CheckpointFolder | None
+    metrics: MetricsLog | None
+    display: ProgressDisplay
+    at: Position = field(default_factory=Position)
+    scores: Scores | None = None
+    random_state: dict[str, Any] | None = None
+    saved: float = 0.0  # when the last checkpoint was written
+
+    def __post_init__(self) -> None:
+        if self.settings.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = make_optimizer(self.model, self.settings)
+        # the wrappers add devices and precision; `model` and `self.optimizer` stay the objects with the state
+        self.wrapped, self.wrapped_optimizer = self.fabric.setup(self.model, self.optimizer)
+        self.finite = _FiniteCheck(self.stage, every=1 if self.fabric.device.type == "cpu" else 10)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.loader)
+
+    def run(self) -> StageResult:
+        settings = self.settings
+        total = settings.epochs * self.steps_per_epoch
+        if self.hooks is not None:
+            momentum = settings.momentum if settings.optimizer == "sgd" else 0.0
+            self.hooks.begin(total, learning_rate_sum(settings, self.steps_per_epoch), momentum)
+        self.restore()
+        if self.metrics is not None and self.fabric.is_global_zero:
+            self.metrics.rewind(lambda line: line.get("stage") != self.stage or line.get("step", 0) <= self.at.step)
+        self.display.start(self.stage, total, self.at.step)
+        try:
+            with Interrupt() as interrupt:
+                self.saved = time.monotonic()
+                while self.at.epoch < settings.epochs:
+                    self.train_epoch(interrupt)
+                    self.end_epoch()
+                    if interrupt.requested:
+                        raise KeyboardInterrupt
+        finally:
+            self.display.stop()
+        share = self.at.waited / self.at.seconds if self.at.seconds else 0.0
+        return StageResult(self.at.step, self.at.seconds, share, self.scores)
+
+    def train_epoch(self, interrupt: Interrupt) -> None:
+        at, settings = self.at, self.settings
+        batches = self.batches()
+        self.wrapped.train()
+        while True:
+            begin = time.perf_counter()
+            try:
+                batch = next(batches, None)
+            except RuntimeError:
+                # Ctrl-C reaches the loader's processes too, and the loader may complain of their end
+                if not interrupt.requested:
+                    raise
+                self.stop_here()
+            waited = time.perf_counter() - begin
+            if batch is None:
+                break
+            self.train_step(*batch)
+            at.add_time(time.perf_counter() - begin, waited)
+            speed = at.images * self.fabric.world_size / at.epoch_seconds
+            self.display.step(
+                at.step, at.epoch, settings.epochs, self.finite.last_loss, speed, at.epoch_waited / at.epoch_seconds
+            )
+            if at.batch < self.steps_per_epoch:  # otherwise the end of the epoch writes one
+                if interrupt.requested:
+                    self.stop_here()
+                if time.monotonic() - self.saved >= 60 * settings.checkpoint_minutes:
+                    self.save()
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The epoch's remaining batches; the random generators are where the last checkpoint left them."""
+        if self.random_state is not None:
+            set_random_state(self.random_state)
+            self.random_state = None
+        return iter(self.loader.epoch(self.first_epoch + self.at.epoch, self.at.batch))
+
+    def train_step(self, images: Tensor, labels: Tensor) -> None:
+        at, precision = self.at, self.fabric.strategy.precision
+        layout = torch.channels_last if self.settings.channels_last else torch.contiguous_format
+        images = images.to(self.fabric.device, non_blocking=True).contiguous(memory_format=layout)
+        labels = labels.to(self.fabric.device, non_blocking=True)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.settings, at.step, self.steps_per_epoch)
+        loss = segmentation_loss(self.wrapped(images), labels, self.class_weights, self.ignore_index)
+        self.fabric.backward(loss)
+        scaler = getattr(precision, "scaler", None)
+        if scaler is not None and self.hooks is not None:
+            precision.unscale_gradients(self.optimizer)  # the hooks add to gradients of the true size
+        # a gradient scaler looks for non-finite gradients itself, and skips those steps
+        gradients = [] if scaler is not None else [p.grad for p in self.model.parameters() if p.grad is not None]
+        at.loss_sum += self.finite.add(loss.detach(), gradients, len(images), at)
+        if self.hooks is not None:
+            self.hooks.after_backward()
+        self.wrapped_optimizer.step()
+        self.wrapped_optimizer.zero_grad()
+        if self.hooks is not None:
+            self.hooks.after_step()
+        at.step += 1
+        at.batch += 1
+        at.images += len(images)
+
+    def end_epoch(self) -> None:
+        at, settings = self.at, self.settings
+        at.loss_sum += self.finite.flush()
+        if self.hooks is not None:
+            self.hooks.after_epoch(at.epoch)
+        record: dict[str, Any] = {
+            "stage": self.stage,
+            "epoch": at.epoch + 1,
+            "step": at.step,
+            "loss": at.loss_sum / max(at.images, 1),
+            "lr": learning_rate(settings, max(at.step - 1, 0), self.steps_per_epoch),
+            "images_per_s": at.images * self.fabric.world_size / max(at.epoch_seconds, 1e-9),
+            "waiting_share": at.epoch_waited / max(at.epoch_seconds, 1e-9),
+        }
+        if self.hooks is not None:
+            record.update(self.hooks.log())
+        last = at.epoch + 1 == settings.epochs
+        if self.evaluate is not None and (last or (at.epoch + 1) % settings.evaluate_every == 0):
+            self.scores = self.evaluate(self.model)
+            record.update(miou=self.scores.miou, macc=self.scores.macc, accuracy=self.scores.accuracy)
+            self.display.miou = self.scores.miou
+        if self.fabric.is_global_zero:
+            if self.metrics is not None:
+                self.metrics.write(record, self.first_epoch * self.steps_per_epoch + at.step)
+            self.display.line(self.summary(record))
+        at.finish_epoch()
+        self.save()
+
+    def summary(self, record: dict[str, Any]) -> str:
+        score = f"  mIoU {100 * record['miou']:.1f} %" if "miou" in record else ""
+        return (
+            f"{self.stage} {record['epoch']}/{self.settings.epochs}  loss {record['loss']:.4f}  lr {record['lr']:.2e}  "
+            f"{record['images_per_s']:.1f} images/s  waiting {record['waiting_share']:.0%}{score}"
+        )
+
+    def stop_here(self) -> None:
+        self.save()
+        raise KeyboardInterrupt
+
+    def save(self) -> None:
+        self.at.loss_sum += self.finite.flush()
+        if self.checkpoints is not None and self.fabric.is_global_zero:
+            self.checkpoints.save(
+                self.at.step,
+                {
+                    "position": asdict(self.at),
+                    "scores": None if self.scores is None else asdict(self.scores),
+                    "model": dict(self.model.state_dict()),
+                    "optimizer": self.optimizer.state_dict(),
+                    "precision": self.fabric.strategy.precision.state_dict(),
+                    "hooks": None if self.hooks is None else self.hooks.state_dict(),
+                    "random": get_random_state(),
+                },
+            )
+        self.saved = time.monotonic()
+
+    def restore(self) -> None:
+        state = None if self.checkpoints is None else self.checkpoints.load()
+        if state is None:
+            return
+        assert self.checkpoints is not None
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.hooks is not None:
+                self.hooks.load_state_dict(state["hooks"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"The checkpoints in {self.checkpoints.path} are of another network or optimizer: {error}"
+            ) from error
+        _lay_out_like_parameters(self.optimizer)
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        self.at = Position(**state["position"])
+        self.scores = None if state["scores"] is None else Scores(**state["scores"])
+        self.random_state = state["random"]
+        if self.scores is not None:
+            self.display.miou = self.scores.miou
+        self.display.line(f"{self.stage}: going on after step {self.at.step} (epoch {self.at.epoch + 1})")
+
+
+class _FiniteCheck:
+    """Adds losses up and stops training at the first loss or gradient that is not finite.
+
+    Reading a number from a GPU waits for it, so there the numbers are looked at every few steps; always before a
+    checkpoint is written.
+    """
+
+    def __init__(self, stage: str, every: int) -> None:
+        self.stage, self.every = stage, every
+        self.last_loss = math.nan
+        self._pending: list[tuple[Tensor, int, str]] = []
+
+    def add(self, loss: Tensor, gradients: list[Tensor], images: int, at: Position) -> float:
+        """Takes the loss and gradients of the step about to be made; returns the newly known sum of loss * images."""
+        # an inf or NaN anywhere in a gradient makes its sum inf or NaN
+        total = torch.stack([g.sum().float() for g in gradients]).sum() if gradients else torch.zeros_like(loss)
+        where = f"step {at.step + 1} (stage {self.stage}, epoch {at.epoch + 1})"
+        self._pending.append((torch.stack([loss.float(), total]), images, where))
+        return self.flush() if len(self._pending) >= self.every else 0.0
+
+    def flush(self) -> float:
+        """Looks at the steps not looked at yet; returns their sum of loss * images."""
+        if not self._pending:
+            return 0.0
+        numbers = torch.stack([pair for pair, _, _ in self._pending]).tolist()
+        loss_sum = 0.0
+        for (loss, total), (_, images, where) in zip(numbers, self._pending, strict=True):
+            if not (math.isfinite(loss) and math.isfinite(total)):
+                what = "A gradient is not finite" if math.isfinite(loss) else f"The loss is {loss}"
+                raise CannotError(
+                    f"{what} at {where}: training has diverged and was stopped; the last checkpoint is from before. "
+                    "Lower the learning rate, lengthen the warm-up or train in precision 32."
+                )
+            loss_sum += loss * images
+        self.last_loss = numbers[-1][0]
+        self._pending = []
+        return loss_sum
+
+
+def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Gives the optimizer's loaded state the parameters' memory layout, as it had before it was saved.
+
+    Arithmetic in another layout may round otherwise.
+    """
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

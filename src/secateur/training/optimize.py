@@ -1,0 +1,167 @@
+"""Optimizers, learning rates and the loss of semantic segmentation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from secateur.errors import ModelError, RecipeError, nearest
+
+__all__ = [
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "Settings",
+    "all_logits",
+    "learning_rate",
+    "learning_rate_sum",
+    "main_logits",
+    "make_optimizer",
+    "segmentation_loss",
+]
+
+OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("constant", "cosine", "poly")
+AUXILIARY_WEIGHT = 0.4  # PSPNet, section 4: the weight of the auxiliary loss
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How one stage of training goes; `lr` is the peak of the schedule, `epochs` and `warmup_epochs` count passes.
+
+    Raises:
+        RecipeError: an unknown optimizer or schedule, or a number out of its range.
+    """
+
+    epochs: int
+    optimizer: str = "adamw"
+    lr: float = 3e-3
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: str = "cosine"
+    warmup_epochs: float = 1.0
+    power: float = 0.9
+    evaluate_every: int = 5
+    checkpoint_minutes: float = 5.0
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise RecipeError(f"Unknown optimizer {self.optimizer!r}; {nearest(self.optimizer, OPTIMIZERS)}.")
+        if self.schedule not in SCHEDULES:
+            raise RecipeError(f"Unknown schedule {self.schedule!r}; {nearest(self.schedule, SCHEDULES)}.")
+        if self.epochs < 0 or self.warmup_epochs < 0 or not self.lr > 0:
+            raise RecipeError(
+                f"epochs={self.epochs}, warmup_epochs={self.warmup_epochs}, lr={self.lr}: epochs can't be negative, "
+                "and the learning rate must be above 0."
+            )
+
+
+def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    """The optimizer over all trainable parameters, weight decay on all of them alike (as in the CAP paper)."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+
+
+def learning_rate(settings: Settings, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of optimizer step `step` (0, 1, ...): linear warm-up to `lr`, then the schedule towards 0.
+
+    With w warm-up steps out of T: lr * (step + 1) / w while step < w; afterwards, with t = (step - w) / (T - w),
+    lr * (1 + cos(pi t)) / 2 (cosine), lr * (1 - t) ** power (poly) or lr (constant). The warm-up takes at most half
+    of the steps. A pure function, so that resuming needs no state and the sum over a stage is known beforehand.
+    """
+    total = settings.epochs * steps_per_epoch
+    warmup = min(round(settings.warmup_epochs * steps_per_epoch), total // 2)
+    if step < warmup:
+        return settings.lr * (step + 1) / warmup
+    t = (step - warmup) / max(total - warmup, 1)
+    if settings.schedule == "cosine":
+        return settings.lr * (1 + math.cos(math.pi * t)) / 2
+    if settings.schedule == "poly":
+        return settings.lr * (1 - t) ** settings.power
+    return settings.lr
+
+
+def learning_rate_sum(settings: Settings, steps_per_epoch: int) -> float:
+    """The sum of the learning rate over all steps of the stage: what a subgradient's total pull is measured by."""
+    return math.fsum(
+        learning_rate(settings, step, steps_per_epoch) for step in range(settings.epochs * steps_per_epoch)
+    )
+
+
+def all_logits(output: object) -> list[Tensor]:
+    """The logits in a network's output, main head first: a tensor, a tuple or list of them, or a dict of them.
+
+    Raises:
+        ModelError: the output is something else, or a tensor in it is not N x K x H x W.
+    """
+    if isinstance(output, Tensor):
+        tensors: list[object] = [output]
+    elif isinstance(output, Mapping):
+        tensors = list(output.values())
+    elif isinstance(output, tuple | list):
+        tensors = list(output)
+    else:
+        tensors = []
+    logits = [t for t in tensors if isinstance(t, Tensor) and t.dim() == 4]
+    if not logits or len(logits) != len(tensors):
+        shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in tensors]
+        raise ModelError(
+            "A segmentation network must return logits N x classes x H x W, or a tuple, list or dict of them "
+            f"with the main head first; this one returned {type(output).__name__} {shapes}."
+        )
+    return logits
+
+
+def main_logits(output: object, size: torch.Size | tuple[int, int]) -> Tensor:
+    """The main head's logits (N, K, H, W) at `size` (H, W), upsampled bilinearly if they are smaller."""
+    return _at_size(all_logits(output)[0], size)
+
+
+def segmentation_loss(
+    output: object, labels: Tensor, class_weights: Tensor | None = None, ignore_index: int = 255
+) -> Tensor:
+    """Cross-entropy over the labelled pixels, the main head's plus 0.4 times that of every auxiliary head.
+
+    Args:
+        output: the network's output, see `all_logits`; smaller logits are upsampled to the labels' size.
+        labels: int64 (N, H, W); pixels equal to `ignore_index` count for nothing.
+        class_weights: (K,); the mean is then weighted, sum(w[y] * nll) / sum(w[y]), as in torch's cross_entropy.
+
+    Returns:
+        A scalar in float32; 0 where no pixel is labelled.
+    """
+    labelled = labels != ignore_index
+    if class_weights is None:
+        amount = labelled.sum().float()
+    else:
+        amount = (class_weights[labels.where(labelled, 0)] * labelled).sum()
+    # a batch of nothing but void has loss 0, not 0 / 0
+    amount = amount.clamp_min(torch.finfo(torch.float32).tiny)
+    losses = [
+        F.cross_entropy(
+            _at_size(logits, labels.shape[-2:]).float(),
+            labels,
+            class_weights,
+            ignore_index=ignore_index,
+            reduction="sum",
+        )
+        / amount
+        for logits in all_logits(output)
+    ]
+    return losses[0] + AUXILIARY_WEIGHT * sum(losses[1:], losses[0].new_zeros(()))
+
+
+def _at_size(logits: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
+    if tuple(logits.shape[-2:]) == tuple(size):
+        return logits
+    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)

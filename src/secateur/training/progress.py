@@ -1,0 +1,70 @@
+"""Progress on standard error: a bar on a terminal, one plain line per epoch elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+__all__ = ["ProgressDisplay"]
+
+log = logging.getLogger(__name__)
+
+
+class ProgressDisplay:
+    """Shows how a stage of training goes. Every line shown is also logged.
+
+    Args:
+        console: where to write; standard error by default.
+        quiet: write nothing (lines are still logged).
+    """
+
+    def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
+        self.console = console or Console(file=sys.stderr)
+        self.quiet = quiet
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._shown = 0.0
+        self.miou: float | None = None
+
+    def start(self, stage: str, steps: int, done: int = 0) -> None:
+        """Begins the stage `stage` of `steps` optimizer steps, `done` of which an earlier attempt has made."""
+        self.miou = None
+        if self.quiet or not self.console.is_terminal or not steps:
+            return
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:3.0f} %  {task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            speed_estimate_period=60,
+        )
+        self._task = self._bar.add_task(stage, total=steps, completed=done, numbers="")
+        self._bar.start()
+
+    def step(self, done: int, epoch: int, epochs: int, loss: float, images_per_s: float, waiting: float) -> None:
+        """Shows the numbers of the epoch in progress; at most five times a second."""
+        now = time.monotonic()
+        if self._bar is None or now - self._shown < 0.2:
+            return
+        self._shown = now
+        score = "" if self.miou is None else f"mIoU {100 * self.miou:.1f} %  "
+        numbers = f"epoch {epoch + 1}/{epochs}  loss {loss:.3f}  {score}{images_per_s:.1f} img/s  wait {waiting:.0%}"
+        self._bar.update(self._task, completed=done, numbers=numbers)
+
+    def line(self, text: str) -> None:
+        """One line that stays: above the bar, or by itself."""
+        log.info("%s", text)
+        if not self.quiet:
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def stop(self) -> None:
+        """Takes the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
