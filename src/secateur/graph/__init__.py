@@ -1,0 +1,12 @@
+"""Which channels of a network go together: capture by running, labels that flow through operators, equalities solved at once."""
+
+from secateur.graph.capture import mapped_state, mode_of, run, state_of, tensors_in, twice
+from secateur.graph.flow import FIXED, Flow, Track
+from secateur.graph.network import Graph, Group
+from secateur.graph.trace import find_guilty, numbers_set, trace
+from secateur.graph.units import TensorInfo
+
+__all__ = [
+    "FIXED", "Flow", "Graph", "Group", "TensorInfo", "Track",
+    "find_guilty", "mapped_state", "mode_of", "numbers_set", "run", "state_of", "tensors_in", "trace", "twice",
+]  # fmt: skip

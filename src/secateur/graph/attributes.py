@@ -1,0 +1,84 @@
+"""Numbers that modules keep about their own tensors (`out_channels`, `num_features` ...) and that must tell the truth after a cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from secateur.graph.flow import Atoms
+from secateur.graph.units import AtomTable
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """`module.attribute` = (how many of `atoms` are kept) * times // each."""
+
+    module: str
+    attribute: str
+    atoms: Atoms
+    times: int = 1
+    each: int = 1
+
+
+def _own(module: nn.Module, name: str, role: str, table: dict[str, int], shapes: AtomTable) -> int | None:
+    """The tensor behind `module.role`: itself, or the original under a parametrisation, of the same shape."""
+    tensor = getattr(module, role, None)
+    if tensor is None:
+        return None
+    prefix = f"{name}." if name else ""
+    candidates = [f"{prefix}{role}", *(f"{prefix}parametrizations.{role}.original{i}" for i in ("", "0", "1")), f"{prefix}{role}_v"]
+    for candidate in candidates:
+        number = table.get(candidate)
+        if number is not None and shapes.tensors[number].shape == tuple(tensor.shape):
+            return number
+    return None
+
+
+def numbers_of(model: nn.Module, table: AtomTable) -> Iterator[Number]:
+    """The numbers of torch's own layers and of classes derived from them."""
+    by_name = {alias: i for i, t in enumerate(table.tensors) for alias in (t.name, *t.aliases)}
+
+    def atoms(tensor: int, dim: int) -> Atoms | None:
+        info = table.tensors[tensor]
+        return np.arange(info.first[dim], info.first[dim] + info.shape[dim]) if info.first[dim] >= 0 else None
+
+    for name, module in model.named_modules():
+        for attribute, role, dim, times, each in _roles(module):
+            tensor = _own(module, name, role, by_name, table)
+            if tensor is None or dim >= len(table.tensors[tensor].shape):
+                continue
+            mine = atoms(tensor, dim)
+            if mine is not None and isinstance(getattr(module, attribute, None), int):
+                yield Number(name, attribute, mine, times, each)
+
+
+def _roles(module: nn.Module) -> Iterator[tuple[str, str, int, int, int]]:
+    """(attribute, tensor, dimension, times, each) of the classes whose numbers are known."""
+    if isinstance(module, _ConvNd):
+        into, out = module.in_channels // module.groups, module.out_channels // module.groups
+        transposed = isinstance(module, _ConvTransposeNd)
+        if module.groups > 1 and into == 1 and (not transposed or out == 1):  # depthwise: `groups` goes down
+            yield "in_channels", "weight", 0, 1, out
+            yield "out_channels", "weight", 0, 1, 1
+        elif transposed:
+            yield "in_channels", "weight", 0, 1, 1
+            yield "out_channels", "weight", 1, module.groups, 1
+        else:
+            yield "in_channels", "weight", 1, module.groups, 1
+            yield "out_channels", "weight", 0, 1, 1
+    elif isinstance(module, nn.Linear):
+        yield "in_features", "weight", 1, 1, 1
+        yield "out_features", "weight", 0, 1, 1
+    elif isinstance(module, _NormBase):
+        yield "num_features", "weight" if module.affine else "running_mean", 0, 1, 1
+    elif isinstance(module, nn.GroupNorm):
+        yield "num_channels", "weight", 0, 1, 1
+    elif isinstance(module, nn.PReLU):
+        yield "num_parameters", "weight", 0, 1, 1
+    elif isinstance(module, nn.Embedding):
+        yield "embedding_dim", "weight", 1, 1, 1

@@ -1,0 +1,268 @@
+"""Run a network once and write down every ATen operator that it calls.
+
+The network runs on *meta* tensors (shapes without data), with its parameters and buffers swapped by `torch.func.functional_call`, so
+the real network is neither computed nor touched, whatever Python its forward is made of. Where a network needs real values
+(`.item()`, constants made on a device), the same recording is made on real tensors.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from secateur.errors import ModelError
+
+_TORCH = str(Path(torch.__file__).parent)
+_HERE = str(Path(__file__).parent)
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A tensor in a node's arguments: the number of its value in the capture."""
+
+    value: int
+
+
+@dataclass(slots=True)
+class Node:
+    """One ATen operator as it was called."""
+
+    op: str  # without namespace and overload: "convolution", "add_"
+    target: Any  # the OpOverload itself
+    args: tuple[Any, ...]  # tensors replaced by Ref
+    kwargs: dict[str, Any]
+    outputs: tuple[Ref | None, ...]
+    module: str  # dotted name of the innermost module that was running
+    source: str  # file:line of the calling code outside torch
+
+    def inputs(self) -> Iterator[Ref]:
+        """Every tensor argument, in order, those inside lists included."""
+        for argument in (*self.args, *self.kwargs.values()):
+            if isinstance(argument, Ref):
+                yield argument
+            elif isinstance(argument, (list, tuple)):
+                yield from (item for item in argument if isinstance(item, Ref))
+
+    def __str__(self) -> str:
+        where = f" in {self.module}" if self.module else ""
+        return f"{self.op}{where} ({self.source})" if self.source else f"{self.op}{where}"
+
+
+@dataclass(slots=True)
+class Capture:
+    """What one run of a network did."""
+
+    nodes: list[Node] = field(default_factory=list)
+    shapes: list[tuple[int, ...]] = field(default_factory=list)  # by value
+    names: dict[str, int] = field(default_factory=dict)  # parameter or buffer -> value
+    calls: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)  # (module, values it returned), as they returned
+    outputs: tuple[int, ...] = ()
+    training: bool = False
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, capture: Capture, modules: Mapping[int, str]) -> None:
+        super().__init__()
+        self.capture = capture
+        self.modules = modules
+        self.stack: list[str] = []
+        self.values: dict[int, int] = {}
+        self.alive: list[Tensor] = []  # keeps ids unique while recording
+
+    def ref(self, tensor: Tensor) -> Ref:
+        value = self.values.get(id(tensor))
+        if value is None:
+            value = len(self.capture.shapes)
+            self.values[id(tensor)] = value
+            self.capture.shapes.append(tuple(tensor.shape))
+            self.alive.append(tensor)
+        return Ref(value)
+
+    def _refs(self, argument: Any) -> Any:
+        if isinstance(argument, Tensor):
+            return self.ref(argument)
+        if isinstance(argument, (list, tuple)):
+            return [self._refs(item) for item in argument]
+        return argument
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        recorded = tuple(self._refs(argument) for argument in args)
+        named = {key: self._refs(argument) for key, argument in kwargs.items()}
+        out = func(*args, **kwargs)
+        results = out if isinstance(out, (list, tuple)) else (out,)
+        outputs = tuple(self.ref(item) if isinstance(item, Tensor) else None for item in results)
+        name = func._schema.name.rpartition("::")[2]
+        module = self.stack[-1] if self.stack else ""
+        self.capture.nodes.append(Node(name, func, recorded, named, outputs, module, _caller()))
+        return out
+
+    @contextmanager
+    def following_modules(self) -> Iterator[None]:
+        """Know which module is running, without touching the network: torch's global hooks."""
+
+        def enter(module: nn.Module, args: Any) -> None:
+            name = self.modules.get(id(module))
+            self.stack.append(name if name is not None else (self.stack[-1] if self.stack else ""))
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            self.stack.pop()
+            name = self.modules.get(id(module))
+            if name is not None:
+                values = tuple(self.values[id(t)] for t in tensors_in(output) if id(t) in self.values)
+                self.capture.calls.append((name, values))
+
+        hooks = (nn_module.register_module_forward_pre_hook(enter), nn_module.register_module_forward_hook(leave))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _caller() -> str:
+    """file:line of the nearest frame outside torch and this package's recorder."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith((_TORCH, _HERE, "<")):
+            return f"{Path(name).name}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """Every tensor in nested lists, tuples, dicts, dataclasses and plain objects, in order."""
+    found: list[Tensor] = []
+    stack: list[Any] = [tree]
+    seen: set[int] = set()
+    while stack:
+        item = stack.pop()
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, Mapping):
+            stack.extend(reversed(list(item.values())))
+        elif isinstance(item, (list, tuple, set, frozenset)):
+            stack.extend(reversed(list(item)))
+        elif hasattr(item, "__dict__") and not isinstance(item, (type, nn.Module)) and id(item) not in seen:
+            seen.add(id(item))
+            stack.extend(reversed(list(vars(item).values())))
+    return found
+
+
+def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments from a tensor, a tuple or list, or a dict of example inputs."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    return (example_inputs,), {}
+
+
+def run(model: nn.Module, state: Mapping[str, Tensor], example_inputs: Any) -> Any:
+    """The network's output on the example inputs, computed with `state` in place of its own tensors."""
+    args, kwargs = as_call(example_inputs)
+    return torch.func.functional_call(model, dict(state), args, kwargs)
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer under every name it has, tied ones under all of them."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    named.update(model.named_buffers(remove_duplicate=False))
+    return named
+
+
+@contextmanager
+def mode_of(model: nn.Module, training: bool) -> Iterator[None]:
+    """Put the network into train or eval mode; every module's own mode comes back afterwards."""
+    before = [(module, module.training) for module in model.modules()]
+    # `nn.Module.train` in full, not `model.train`: some networks override it to keep layers frozen, and that is respected.
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
+
+
+def twice(example_inputs: Any) -> Any:
+    """The example inputs with a batch of one repeated, since BatchNorm needs two values per channel to train."""
+
+    def repeat(item: Any) -> Any:
+        if isinstance(item, Tensor) and item.dim() >= 2 and item.shape[0] == 1:
+            return item.repeat(2, *[1] * (item.dim() - 1))
+        return item
+
+    return pytree.tree_map(repeat, example_inputs)
+
+
+def mapped_state(model: nn.Module, change: Any) -> dict[str, Tensor]:
+    """The state with `change(name, tensor)` applied once per distinct tensor; tied names keep sharing."""
+    made: dict[int, Tensor] = {}
+    state: dict[str, Tensor] = {}
+    for name, tensor in state_of(model).items():
+        if id(tensor) not in made:
+            made[id(tensor)] = change(name, tensor)
+        state[name] = made[id(tensor)]
+    return state
+
+
+def to_meta(name: str, tensor: Tensor) -> Tensor:
+    """A tensor's shape and type without its data."""
+    return torch.empty_like(tensor, device="meta", requires_grad=tensor.requires_grad)
+
+
+def detached(name: str, tensor: Tensor) -> Tensor:
+    """A copy that a run may change in place."""
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+
+
+def inputs_on_meta(example_inputs: Any) -> Any:
+    """The example inputs as meta tensors."""
+    return pytree.tree_map(lambda t: t.detach().to("meta") if isinstance(t, Tensor) else t, example_inputs)
+
+
+def capture(model: nn.Module, example_inputs: Any, *, training: bool, meta: bool = True) -> Capture:
+    """Record one run of the network.
+
+    Args:
+        model: any network; its tensors, modes and hooks are left as they were.
+        example_inputs: a tensor, a tuple or list of positional arguments, or a dict of keyword arguments.
+        training: run in train mode (a batch of one is repeated to two) or in eval mode.
+        meta: run on meta tensors, computing nothing; otherwise on copies of the real ones.
+
+    Raises:
+        ModelError: the network itself fails on the example inputs.
+    """
+    record = Capture(training=training)
+    recorder = _Recorder(record, {id(module): name for name, module in model.named_modules()})
+    inputs = twice(example_inputs) if training else example_inputs
+    if meta:
+        inputs = inputs_on_meta(inputs)
+    state = mapped_state(model, to_meta if meta else detached)
+    for name, tensor in state.items():
+        record.names[name] = recorder.ref(tensor).value
+    with mode_of(model, training), recorder.following_modules(), torch.random.fork_rng(devices=[]):
+        # With gradients on: some modules take a fused kernel without them, which would hide the plain operators.
+        with torch.enable_grad(), recorder:
+            try:
+                output = run(model, state, inputs)
+            except Exception as error:
+                shapes = ", ".join(str(tuple(t.shape)) for t in tensors_in(example_inputs))
+                mode = "train" if training else "eval"
+                raise ModelError(
+                    f"{type(model).__name__} fails in {mode} mode on example inputs of shape {shapes}: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+    record.outputs = tuple(recorder.ref(tensor).value for tensor in tensors_in(output))
+    return record

@@ -1,0 +1,297 @@
+"""Whose channel is every element? Labels that flow through the recorded operators, and the equalities they meet.
+
+Every index of every dimension of every parameter and buffer is an *atom*, a dense integer. A tensor's *layout* says, dimension by
+dimension, which atom each index belongs to:
+
+    weight of a convolution (8, 3, 3, 3)     dim 0: atoms 0..7    dim 1: atoms 8..10    kernel: atoms of their own
+    its output (N, 8, H, W)                  dim 0: nothing       dim 1: atoms 0..7     dims 2, 3: nothing
+
+A dimension without a track can't shrink (the batch, a map's height). A rule per operator moves layouts along, equates atoms that must
+go together, and pins what can't be removed. Nothing is guessed: an operator without a rule pins all that it touches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur.graph.capture import Capture, Node, Ref
+
+Atoms = NDArray[np.int64]
+
+FIXED = -1  # an index that can't be removed: it belongs to no atom
+FREE = -2  # an index of a tensor filled on the fly (zeros, noise): it follows whatever it meets
+
+
+@dataclass(eq=False, slots=True)
+class Track:
+    """The atoms of one dimension.
+
+    Attributes:
+        atoms: int64, one per index; FIXED or FREE where there is none. Views share this array, so that writing into a view shows.
+        zero: in the silenced network, the elements of removed atoms are exactly zero here. Lets sums over channels stay exact.
+        parent: the track that this one is a view of.
+    """
+
+    atoms: Atoms
+    zero: bool = False
+    parent: Track | None = None
+
+    @property
+    def live(self) -> bool:
+        return bool((self.atoms >= 0).any())
+
+    @property
+    def all_free(self) -> bool:
+        return bool((self.atoms == FREE).all())
+
+    def view(self, atoms: Atoms) -> Track:
+        return Track(atoms, self.zero, self)
+
+    def lose_zero(self) -> None:
+        track: Track | None = self
+        while track is not None:
+            track.zero = False
+            track = track.parent
+
+
+Dim = tuple[Track, ...]  # several tracks where several dimensions were merged into one
+Layout = list[Dim]
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Atoms that can't be removed, and why."""
+
+    atoms: Atoms
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A reshape that can be kept exact in several ways (which of its factors shrinks), and the atoms that it concerns."""
+
+    node: int
+    options: int
+    taken: int
+    atoms: Atoms
+
+
+@dataclass
+class Flow:
+    """The labels of one capture and all that was learnt from them.
+
+    Args:
+        capture: the recorded run.
+        layouts: the layout of every parameter and buffer, by its value in the capture.
+        modules: the network's modules by name, for numbers that they keep.
+        choices: for reshapes that leave a choice, the option to take (by node number; 0 if absent).
+    """
+
+    capture: Capture
+    layouts: dict[int, Layout]
+    modules: Mapping[str, Any] = field(default_factory=dict)
+    choices: dict[int, int] = field(default_factory=dict)
+    equalities: list[tuple[Atoms, Atoms]] = field(default_factory=list)
+    pins: list[Pin] = field(default_factory=list)
+    structural: list[Atoms] = field(default_factory=list)  # dimensions that are no channels: kernels, vocabularies
+    summed: list[Atoms] = field(default_factory=list)  # atoms that take part in a sum of two feature maps
+    taken: list[Choice] = field(default_factory=list)
+    numbers: dict[tuple[str, str], tuple[Atoms, int]] = field(default_factory=dict)  # (module, attribute) -> its atoms, each
+    unknown: dict[str, str] = field(default_factory=dict)  # operator without a rule -> where it was met first
+    node: Node = None  # type: ignore[assignment]  # the one at work
+    index: int = 0
+    _slices: dict[tuple[int, int], list[tuple[int, int]]] = field(default_factory=dict)
+
+    def walk(self, rules: dict[str, Callable[[Flow, Node], None]]) -> None:
+        """Apply the rules to every node, then settle what can only be told at the end."""
+        for self.index, self.node in enumerate(self.capture.nodes):
+            rule = rules.get(self.node.op)
+            if rule is None:
+                self.barrier(f"no rule for {self.node.op}")
+                self.unknown.setdefault(self.node.op, str(self.node))
+            else:
+                rule(self, self.node)
+        self._settle_slices()
+        for value in self.capture.outputs:
+            for dim in self.layouts.get(value, []):
+                self.pins.extend(Pin(t.atoms[t.atoms >= 0], "output of the network") for t in dim if t.live)
+
+    # -- reading and writing layouts ------------------------------------------------------------------------------------------
+
+    def shape(self, ref: Ref) -> tuple[int, ...]:
+        return self.capture.shapes[ref.value]
+
+    def get(self, ref: Ref) -> Layout:
+        layout = self.layouts.get(ref.value)
+        if layout is None:  # the network's input, or a constant made outside the recorded operators
+            layout = self.layouts[ref.value] = [() for _ in self.shape(ref)]
+        return layout
+
+    def set(self, ref: Ref | None, layout: Layout) -> None:
+        if ref is None:
+            return
+        shape = self.shape(ref)
+        assert len(layout) == len(shape), f"{self.node}: layout of rank {len(layout)} for shape {shape}"
+        for dim, size in zip(layout, shape, strict=True):
+            assert all(len(track.atoms) == size for track in dim), f"{self.node}: a track does not fit shape {shape}"
+        self.layouts[ref.value] = [tuple(t for t in dim if (t.atoms != FIXED).any()) for dim in layout]
+
+    def write(self, ref: Ref, layout: Layout) -> None:
+        """The result of an in-place operator: what was FREE becomes what was written; the equalities are already told."""
+        for mine, new in zip(self.get(ref), layout, strict=True):
+            for track in mine:
+                hole = track.atoms == FREE
+                if hole.any():
+                    track.atoms[hole] = new[0].atoms[hole] if new else FIXED
+            if not all(track.zero for track in new):
+                for track in mine:
+                    track.lose_zero()
+
+    # -- what rules tell ------------------------------------------------------------------------------------------------------
+
+    def because(self, reason: str) -> str:
+        where = f" in {self.node.module}" if self.node.module else ""
+        source = f" ({self.node.source})" if self.node.source else ""
+        return f"{reason}{where}{source}"
+
+    def pin(self, what: Dim | Track | Atoms, reason: str) -> None:
+        for atoms in _atoms_of(what):
+            atoms = atoms[atoms >= 0]
+            if atoms.size:
+                self.pins.append(Pin(atoms.copy(), self.because(reason)))
+
+    def equate(self, a: Atoms, b: Atoms, reason: str) -> None:
+        """a[i] and b[i] go together. What meets a FIXED index is pinned for `reason`; FREE meets anything."""
+        both = (a >= 0) & (b >= 0)
+        if both.any():
+            self.equalities.append((a[both], b[both]))
+        self.pin(a[b == FIXED], reason)
+        self.pin(b[a == FIXED], reason)
+
+    def barrier(self, reason: str) -> None:
+        """Pin all that the node at work touches; its outputs carry nothing."""
+        for ref in self.node.inputs():
+            for dim in self.get(ref):
+                self.pin(dim, reason)
+        for out in self.node.outputs:
+            if out is not None and not any(out.value == ref.value for ref in self.node.inputs()):
+                self.set(out, [() for _ in self.shape(out)])
+
+    def together(self, table: Atoms, reason: str) -> Atoms:
+        """The columns of a table (parts, n) go together: the i-th of each part. Returns the first row as their representative."""
+        first = table[0]
+        for row in table[1:]:
+            self.equate(first, row, reason)
+        return np.where(first >= 0, first, table.max(axis=0))
+
+    def choose(self, options: int, atoms: Atoms) -> int:
+        """Which of several exact ways to take at this node."""
+        option = self.choices.get(self.index, 0) % options
+        self.taken.append(Choice(self.index, options, option, atoms[atoms >= 0]))
+        return option
+
+    def follow(self, attribute: str, value: int, track: Track, each: int) -> None:
+        """The module at work keeps a number (of groups) that must go down with these channels; if it does not, they are pinned."""
+        module = self.modules.get(self.node.module)
+        known = getattr(module, attribute, None)
+        if module is not None and isinstance(known, int) and known == value:
+            self.numbers[(self.node.module, attribute)] = (track.atoms, each)
+        else:
+            self.pin(track, f"{self.node.op} with {attribute} written in the code")
+
+    # -- merging dimensions ---------------------------------------------------------------------------------------------------
+
+    def single(self, dim: Dim, reason: str) -> Track | None:
+        """The only track of a dimension; several can't be told apart by the operator and are pinned."""
+        if len(dim) > 1:
+            self.pin(dim, reason)
+            return None
+        return dim[0] if dim else None
+
+    def unify(self, dims: Sequence[Dim], sizes: Sequence[int], reason: str, zero: str = "all") -> Dim:
+        """One dimension of an element-by-element operator on several operands.
+
+        Args:
+            dims: each operand's tracks in this dimension.
+            sizes: each operand's size; ones are broadcast.
+            reason: for pins.
+            zero: "all" where zero needs every operand zero (a sum), "any" where one is enough (a product), "never".
+        """
+        size = max(sizes) if all(sizes) else 0
+        full = [dim for dim, n in zip(dims, sizes, strict=True) if n == size]
+        for dim, n in zip(dims, sizes, strict=True):
+            if n != size:  # one channel spread over many: it must not glue them together, so it stays
+                self.pin(dim, f"one channel broadcast over {size}, {reason}")
+        tracked = [dim for dim in full if dim]
+        if not tracked:
+            return ()
+        count = len(tracked[0])
+        if any(len(dim) != count for dim in tracked):
+            for dim in tracked:
+                self.pin(dim, f"dimensions merged differently, {reason}")
+            return ()
+        if len(tracked) < len(full):  # FREE tracks meet anything; others would have to match a size that can't shrink
+            for dim in tracked:
+                self.pin(dim, f"meets a dimension of fixed size, {reason}")
+            return ()
+        out = []
+        for tracks in zip(*tracked, strict=True):
+            atoms = tracks[0].atoms.copy()
+            for track in tracks[1:]:
+                self.equate(atoms, track.atoms, reason)
+                atoms = np.where(atoms == FREE, track.atoms, atoms)
+            zeros = [track.zero for track in tracks] + [False] * (len(dims) - len(tracks))
+            out.append(Track(atoms, {"all": all, "any": any, "never": lambda _: False}[zero](zeros)))
+        return tuple(out)
+
+    def broadcast(self, refs: Sequence[Ref], shape: Sequence[int], reason: str, zero: str = "all") -> Layout:
+        """The layout of an element-by-element operator with numpy's broadcasting."""
+        rank = len(shape)
+        layouts = [[()] * (rank - len(self.shape(ref))) + self.get(ref) for ref in refs]
+        shapes = [[1] * (rank - len(self.shape(ref))) + list(self.shape(ref)) for ref in refs]
+        return [
+            self.unify([layout[d] for layout in layouts], [sizes[d] for sizes in shapes], reason, zero) for d in range(rank)
+        ]
+
+    # -- slices of one dimension: only equal parts that cover it can shrink ----------------------------------------------------
+
+    def sliced(self, ref: Ref, dim: int, start: int, stop: int) -> None:
+        self._slices.setdefault((ref.value, dim), []).append((start, stop))
+
+    def _settle_slices(self) -> None:
+        for (value, dim), parts in self._slices.items():
+            size = self.capture.shapes[value][dim]
+            spans = sorted(set(parts))
+            length = spans[0][1] - spans[0][0]
+            equal = length > 0 and size % length == 0 and spans == [(i, i + length) for i in range(0, size, length)]
+            for track in self.layouts[value][dim]:
+                if equal:
+                    self.together(track.atoms.reshape(-1, length), "sliced into equal parts")
+                else:
+                    text = ", ".join(f"{a}:{b}" for a, b in spans[:4])
+                    self.pins.append(Pin(track.atoms[track.atoms >= 0], f"sliced at fixed places [{text}] of {size}"))
+
+
+def _atoms_of(what: Dim | Track | Atoms) -> Iterable[Atoms]:
+    if isinstance(what, Track):
+        return (what.atoms,)
+    if isinstance(what, tuple):
+        return tuple(track.atoms for track in what)
+    return (what,)
+
+
+def copied(layout: Layout, zero: bool | None = None) -> Layout:
+    """The same labels for a new tensor: no shared arrays, so that writing into one does not show in the other."""
+    return [tuple(Track(t.atoms.copy(), t.zero if zero is None else zero) for t in dim) for dim in layout]
+
+
+def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
+    """An operator's argument by position or keyword."""
+    if name in node.kwargs:
+        return node.kwargs[name]
+    return node.args[position] if position < len(node.args) else default

@@ -1,0 +1,27 @@
+"""Tensors made inside forward."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from secateur.graph.capture import Node
+from secateur.graph.flow import FREE, Flow, Track
+from secateur.graph.rules.table import rule
+
+
+@rule("zeros", "ones", "full", "empty", "empty_strided", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones",
+      "new_full", "new_empty", "new_empty_strided", "rand", "randn", "rand_like", "randn_like", "bernoulli", "scalar_tensor",
+      "empty_permuted")  # fmt: skip
+def filled(flow: Flow, node: Node) -> None:
+    """The same everywhere, or noise: which channel an element belongs to is decided by what it meets or what is written into it."""
+    for out in node.outputs:
+        if out is not None:
+            flow.set(out, [(Track(np.full(n, FREE)),) if n > 1 else () for n in flow.shape(out)])
+
+
+@rule("arange", "linspace", "eye", "randperm", "randint", "tril_indices", "triu_indices")
+def fixed(flow: Flow, node: Node) -> None:
+    """Every element has its own value: the size can't change."""
+    for out in node.outputs:
+        if out is not None:
+            flow.set(out, [()] * len(flow.shape(out)))

@@ -1,0 +1,140 @@
+"""Operators that work element by element, with broadcasting, in place or not."""
+
+from __future__ import annotations
+
+from secateur.graph.capture import Node, Ref
+from secateur.graph.flow import Flow, Layout, argument, copied
+from secateur.graph.rules.table import rule
+
+# f(0) = 0, so a silenced channel stays silent.
+_KEEP_ZERO = (
+    "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "tanh", "hardswish", "abs", "neg", "sqrt",
+    "sin", "asin", "atan", "sinh", "tan", "erf", "sign", "sgn", "square", "floor", "ceil", "round", "trunc", "frac",
+    "clone", "alias", "detach", "_to_copy", "contiguous", "lift_fresh", "lift_fresh_copy", "lift", "expm1", "log1p",
+    "softshrink", "hardshrink", "nan_to_num", "rrelu_with_noise", "rrelu_with_noise_functional", "bitwise_and", "deg2rad",
+)  # fmt: skip
+_CHANGE_ZERO = (
+    "sigmoid", "hardsigmoid", "exp", "exp2", "log", "log2", "log10", "softplus", "cos", "cosh", "reciprocal", "rsqrt",
+    "log_sigmoid_forward", "logical_not", "bitwise_not", "isnan", "isinf", "isfinite", "erfc", "acos",
+    "pow", "threshold", "hardtanh", "clamp", "clamp_min", "clamp_max", "remainder", "fmod",
+    "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor", "atan2", "rsub",
+)  # fmt: skip
+_SUMS = ("add", "sub", "maximum", "minimum", "lerp", "fmax", "fmin", "bitwise_or", "where", "addcmul", "addcdiv")
+_PRODUCTS = ("mul", "div", "_prelu_kernel", "prelu", "floor_divide", "masked_fill", "native_dropout", "true_divide")
+
+# A view of the whole tensor: labels are shared, so that writing into it shows in the original.
+_SAME_MEMORY = ("alias", "detach", "lift_fresh", "lift")
+
+
+def _both(names: tuple[str, ...]) -> tuple[str, ...]:
+    return (*names, *(f"{name}_" for name in names))
+
+
+def _finish(flow: Flow, node: Node, layout: Layout) -> None:
+    """Set the outputs; an in-place operator writes into its first argument."""
+    first = node.args[0] if node.args and isinstance(node.args[0], Ref) else None
+    for out in node.outputs:
+        if out is None:
+            continue
+        if first is not None and out == first:
+            flow.write(first, layout)
+        elif flow.shape(out) == tuple(_shape(flow, node)):
+            flow.set(out, layout)
+        else:
+            flow.set(out, [()] * len(flow.shape(out)))
+
+
+def _shape(flow: Flow, node: Node) -> tuple[int, ...]:
+    out = node.outputs[0]
+    return flow.shape(out) if out is not None else ()
+
+
+def _elementwise(flow: Flow, node: Node, zero: str) -> None:
+    refs = list(node.inputs())
+    if len(refs) == 1 and flow.shape(refs[0]) == _shape(flow, node):
+        layout = flow.get(refs[0])
+        if node.op not in _SAME_MEMORY:
+            layout = copied(layout, zero=False if zero == "never" else None)
+    else:
+        layout = flow.broadcast(refs, _shape(flow, node), f"element by element ({node.op.rstrip('_')})", zero)
+    _finish(flow, node, layout)
+
+
+@rule(*_both(_KEEP_ZERO))
+def keeps_zero(flow: Flow, node: Node) -> None:
+    _elementwise(flow, node, "all")
+
+
+@rule(*_both(_CHANGE_ZERO))
+def changes_zero(flow: Flow, node: Node) -> None:
+    bounds = [argument(node, 1, "min"), argument(node, 2, "max")]
+    clamps = node.op.rstrip("_") in ("hardtanh", "clamp", "clamp_min", "clamp_max")
+    low, high = (bounds[0], None) if "clamp_min" in node.op else (None, bounds[0]) if "clamp_max" in node.op else bounds
+    keeps = clamps and not isinstance(low, Ref) and not isinstance(high, Ref)
+    keeps = keeps and (low is None or low <= 0) and (high is None or high >= 0)
+    if node.op.rstrip("_") == "hardtanh":
+        low, high = argument(node, 1, "min_val", -1), argument(node, 2, "max_val", 1)
+        keeps = low <= 0 <= high
+    if node.op.rstrip("_") == "pow" and isinstance(node.args[1], (int, float)):
+        keeps = node.args[1] > 0
+    _elementwise(flow, node, "all" if keeps else "never")
+
+
+@rule(*_both(_SUMS))
+def sums(flow: Flow, node: Node) -> None:
+    refs = list(node.inputs())
+    _elementwise(flow, node, "all")
+    # A sum of two feature maps (a residual) is what some methods protect; bias and scalar additions are not.
+    if node.op.rstrip("_") in ("add", "sub", "maximum", "minimum", "lerp") and len(refs) >= 2:
+        parameters = set(flow.capture.names.values())
+        maps = [ref for ref in refs if ref.value not in parameters and len(flow.shape(ref)) >= 3]
+        if len(maps) >= 2 and flow.shape(maps[0]) == flow.shape(maps[1]):
+            for ref in maps:
+                for dim in flow.get(ref):
+                    flow.summed.extend(track.atoms[track.atoms >= 0] for track in dim if track.live)
+    # A number added to a silent channel makes it speak.
+    if len(refs) < 2 or any(isinstance(a, (int, float)) and a != 0 for a in node.args[1:2]):
+        out = node.outputs[0]
+        if out is not None:
+            for dim in flow.get(out):
+                for track in dim:
+                    track.lose_zero()
+
+
+@rule(*_both(_PRODUCTS))
+def products(flow: Flow, node: Node) -> None:
+    refs = list(node.inputs())
+    division = node.op.rstrip("_") in ("div", "floor_divide", "true_divide") and len(refs) > 1
+    _elementwise(flow, node, "never" if division or "masked" in node.op else "any")
+    out = node.outputs[0]
+    if division and out is not None and out != refs[0] and flow.shape(out) == flow.shape(refs[0]):
+        for new, old in zip(flow.get(out), flow.get(refs[0]), strict=True):
+            for track in new:  # a quotient is zero where its numerator is
+                track.zero = bool(old) and all(t.zero for t in old)
+
+
+@rule("copy_", "copy")
+def copy(flow: Flow, node: Node) -> None:
+    """self.copy_(source): what was FREE in self takes the source's labels."""
+    target, source = node.args[:2]
+    layout = flow.broadcast([target, source], flow.shape(target), "copied into", "never")
+    rank = len(flow.shape(target)) - len(flow.shape(source))
+    spoken = [()] * rank + flow.get(source)
+    for new, old in zip(layout, spoken, strict=True):
+        for track, origin in zip(new, old, strict=False):
+            track.zero = origin.zero
+    _finish(flow, node, layout)
+
+
+@rule("bernoulli_", "uniform_", "normal_", "fill_", "zero_", "random_", "exponential_")
+def refill(flow: Flow, node: Node) -> None:
+    """Overwritten with numbers that know no channel: the labels stay."""
+    if node.op != "zero_":
+        for dim in flow.get(node.args[0]):
+            for track in dim:
+                track.lose_zero()
+
+
+@rule("_assert_async", "_assert_tensor_metadata", "set_", "record_stream", "sym_size", "sym_numel", "is_same_size")
+def nothing(flow: Flow, node: Node) -> None:
+    """Looks at tensors without passing anything on."""

@@ -1,0 +1,71 @@
+"""Matrix products: linear layers and products of two feature maps; embeddings."""
+
+from __future__ import annotations
+
+from secateur.graph.capture import Node, Ref
+from secateur.graph.flow import Dim, Flow, Layout, copied
+from secateur.graph.rules.table import rule
+
+
+def contract(flow: Flow, a: Dim, b: Dim, reason: str) -> None:
+    """Sum over a pair of dimensions: removed elements must contribute nothing, so one of the factors has to be zero there."""
+    if len(a) != len(b) or not a:
+        flow.pin(a, f"{reason} with a fixed size")
+        flow.pin(b, f"{reason} with a fixed size")
+        return
+    for one, other in zip(a, b, strict=True):
+        flow.equate(one.atoms, other.atoms, reason)
+        if not (one.zero or other.zero):
+            flow.pin(one, f"{reason} of elements that are not zero when silenced")
+
+
+def product(flow: Flow, a: Ref, b: Ref) -> Layout:
+    """(..., n, k) @ (..., k, m), the leading dimensions equal."""
+    left, right = flow.get(a), flow.get(b)
+    contract(flow, left[-1], right[-2], "summed over in a matrix product")
+    sizes = list(zip(flow.shape(a), flow.shape(b), strict=True))
+    lead = [
+        flow.unify([left[d], right[d]], sizes[d], "batch of a matrix product", "any") for d in range(len(left) - 2)
+    ]
+    return [*copied(lead), *copied([left[-2], right[-1]])]
+
+
+@rule("mm", "bmm")
+def matmul(flow: Flow, node: Node) -> None:
+    flow.set(node.outputs[0], product(flow, node.args[0], node.args[1]))
+
+
+@rule("mv", "dot")
+def vectors(flow: Flow, node: Node) -> None:
+    left, right = flow.get(node.args[0]), flow.get(node.args[1])
+    contract(flow, left[-1], right[0], "summed over in a product")
+    flow.set(node.outputs[0], copied(left[:-1]))
+
+
+@rule("addmm", "baddbmm")
+def add_product(flow: Flow, node: Node) -> None:
+    """bias + a @ b, the bias broadcast."""
+    bias, a, b = node.args[:3]
+    result = product(flow, a, b)
+    shape = flow.shape(node.outputs[0])  # type: ignore[arg-type]
+    offset = [()] * (len(shape) - len(flow.shape(bias))) + flow.get(bias)
+    sizes = [1] * (len(shape) - len(flow.shape(bias))) + list(flow.shape(bias))
+    flow.set(
+        node.outputs[0],
+        [
+            flow.unify([result[d], offset[d]], [shape[d], sizes[d]], "bias of a linear layer") for d in range(len(shape))
+        ],
+    )
+
+
+@rule("embedding")
+def embedding(flow: Flow, node: Node) -> None:
+    """weight (vocabulary, width), indices (...) -> (..., width)."""
+    weight, indices = node.args[:2]
+    vocabulary, width = flow.get(weight)
+    for track in vocabulary:
+        flow.structural.append(track.atoms)
+    flow.pin(vocabulary, "vocabulary of an embedding")
+    for dim in flow.get(indices):
+        flow.pin(dim, "indices of an embedding")
+    flow.set(node.outputs[0], [*[()] * len(flow.shape(indices)), *copied([width])])

@@ -1,0 +1,77 @@
+"""Normalisation: per channel (exact), over groups of channels (whole groups), over channels (pinned)."""
+
+from __future__ import annotations
+
+from secateur.graph.capture import Node, Ref
+from secateur.graph.flow import Flow, Track, copied
+from secateur.graph.rules.table import rule
+
+
+@rule("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_functional", "_native_batch_norm_legit_no_training",
+      "cudnn_batch_norm", "batch_norm", "_batch_norm_with_update", "_batch_norm_no_update")  # fmt: skip
+def batch_norm(flow: Flow, node: Node) -> None:
+    """Channel by channel: weight, bias and running statistics go with dimension 1 of the input."""
+    x = node.args[0]
+    layout, size = flow.get(x), flow.shape(x)[1]
+    weight, *others = (a if isinstance(a, Ref) else None for a in node.args[1:5])
+    channel = layout[1]
+    for ref in (weight, *others):
+        if ref is not None:
+            channel = flow.unify([channel, flow.get(ref)[0]], [size, size], "batch norm", "all")
+    out = copied(layout, zero=False)
+    out[1] = tuple(Track(t.atoms, _silent(flow, x, weight, others[0])) for t in channel)
+    flow.set(node.outputs[0], out)
+    for extra in node.outputs[1:]:
+        if extra is not None:
+            flow.set(extra, [()] * len(flow.shape(extra)))
+
+
+def _silent(flow: Flow, x: Ref, weight: Ref | None, bias: Ref | None) -> bool:
+    """Whether x_hat * weight + bias is zero for silenced channels."""
+
+    def zero(ref: Ref, dim: int) -> bool:
+        return all(track.zero for track in flow.get(ref)[dim])
+
+    return (zero(x, 1) or (weight is not None and zero(weight, 0))) and (bias is None or zero(bias, 0))
+
+
+@rule("native_layer_norm")
+def layer_norm(flow: Flow, node: Node) -> None:
+    """Mean and variance over the last dimensions change with every channel that goes."""
+    x, shape = node.args[0], node.args[1]
+    layout = flow.get(x)
+    kept = len(layout) - len(shape)
+    for dim in layout[kept:]:
+        flow.pin(dim, "normalised over by a layer norm")
+    for ref in node.args[2:4]:
+        if isinstance(ref, Ref):
+            for dim in flow.get(ref):
+                flow.pin(dim, "normalised over by a layer norm")
+    flow.set(node.outputs[0], [*copied(layout[:kept], zero=False), *[()] * len(shape)])
+    for extra in node.outputs[1:]:
+        if extra is not None:
+            flow.set(extra, [()] * len(flow.shape(extra)))
+
+
+@rule("native_group_norm")
+def group_norm(flow: Flow, node: Node) -> None:
+    """Statistics over the channels of a group: only whole groups can go, and then the module's num_groups goes down."""
+    x, weight, bias = (a if isinstance(a, Ref) else None for a in node.args[:3])
+    assert x is not None
+    groups = int(node.args[6])
+    layout, size = flow.get(x), flow.shape(x)[1]
+    channel = layout[1]
+    for ref in (weight, bias):
+        if ref is not None:
+            channel = flow.unify([channel, flow.get(ref)[0]], [size, size], "group norm")
+    for track in channel:
+        flow.together(track.atoms.reshape(groups, -1).T, "normalised together by a group norm")
+        flow.follow("num_groups", groups, track, size // groups)
+    for dim in layout[2:]:
+        flow.pin(dim, "normalised over by a group norm")
+    out = copied(layout, zero=False)
+    out[1] = tuple(Track(t.atoms, _silent(flow, x, weight, bias)) for t in channel)
+    flow.set(node.outputs[0], out)
+    for extra in node.outputs[1:]:
+        if extra is not None:
+            flow.set(extra, [()] * len(flow.shape(extra)))

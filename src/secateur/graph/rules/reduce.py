@@ -1,0 +1,59 @@
+"""Reductions, and operators that mix the elements along a dimension."""
+
+from __future__ import annotations
+
+from secateur.graph.capture import Node
+from secateur.graph.flow import Flow, Layout, argument, copied
+from secateur.graph.rules.table import rule
+
+# Sums of zeros: removed elements contribute nothing where they are zero.
+_ADDITIVE = ("sum", "nansum", "linalg_vector_norm", "norm")
+_REDUCTIONS = ("mean", "amax", "amin", "max", "min", "argmax", "argmin", "var", "std", "var_mean", "std_mean", "prod", "any", "all",
+               "logsumexp", "median", "nanmean", "mode", "count_nonzero")  # fmt: skip
+_DIM_AT = {"linalg_vector_norm": 2, "norm": 2}
+
+
+def _dims(node: Node, rank: int) -> list[int]:
+    """The dimensions reduced over; all of them if none is given."""
+    dim = argument(node, _DIM_AT.get(node.op, 1), "dim")
+    if isinstance(dim, bool) or dim is None or dim == []:
+        return list(range(rank))
+    return [d % rank for d in ([dim] if isinstance(dim, int) else dim)] if rank else []
+
+
+@rule(*_ADDITIVE, *_REDUCTIONS)
+def reduction(flow: Flow, node: Node) -> None:
+    x = node.args[0]
+    layout, rank = flow.get(x), len(flow.shape(x))
+    if len(node.args) > 1 and not isinstance(node.args[1], (int, float, list, tuple, str, type(None))):
+        return flow.barrier(f"{node.op} of two tensors")  # max(a, b) arrives as maximum; anything else is unknown
+    over = _dims(node, rank)
+    for d in over:
+        for track in layout[d]:
+            if not (node.op in _ADDITIVE and track.zero):
+                flow.pin(track, f"{node.op} over this dimension")
+    zero = False if node.op == "logsumexp" else None
+    kept: Layout = copied([dim for d, dim in enumerate(layout) if d not in over], zero)
+    full: Layout = copied([() if d in over else dim for d, dim in enumerate(layout)], zero)
+    for out in node.outputs:
+        if out is not None:
+            flow.set(out, full if len(flow.shape(out)) == rank else kept)
+    return None
+
+
+@rule("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax", "cumsum", "cumprod", "sort", "flip", "roll", "topk",
+      "logcumsumexp", "cummax", "cummin", "renorm")  # fmt: skip
+def mixing(flow: Flow, node: Node) -> None:
+    """Every element along the dimension depends on all the others or on its place."""
+    x = node.args[0]
+    layout, rank = flow.get(x), len(flow.shape(x))
+    position = {"roll": 2, "topk": 2, "renorm": 2}.get(node.op, 1)
+    name = "dims" if node.op in ("flip", "roll") else "dim"
+    dim = argument(node, position, name, -1)
+    dims = list(range(rank)) if dim in ([], ()) else [d % rank for d in ([dim] if isinstance(dim, int) else dim)]
+    for d in dims:
+        flow.pin(layout[d], f"{node.op.lstrip('_')} along this dimension")
+    zero = None if node.op in ("flip", "roll", "cumsum") else False
+    out = [() if d in dims else dim for d, dim in enumerate(layout)]
+    for ref in node.outputs:
+        flow.set(ref, copied(out, zero=zero))

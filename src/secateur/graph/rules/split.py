@@ -1,0 +1,59 @@
+"""Parts of a tensor: slices, splits, chunks, single indices."""
+
+from __future__ import annotations
+
+from secateur.graph.capture import Node
+from secateur.graph.flow import Flow, Track, argument
+from secateur.graph.rules.table import rule
+
+
+@rule("slice")
+def slice_(flow: Flow, node: Node) -> None:
+    x, out = node.args[0], node.outputs[0]
+    if out is None:
+        return
+    shape = flow.shape(x)
+    d = argument(node, 1, "dim", 0) % len(shape)
+    size = shape[d]
+    start, stop, step = slice(argument(node, 2, "start"), argument(node, 3, "end"), argument(node, 4, "step", 1)).indices(size)
+    layout = list(flow.get(x))
+    if (start, stop, step) != (0, size, 1):
+        if step != 1:
+            flow.pin(layout[d], f"every {step}th element is taken")
+        elif any(track.live for track in layout[d]):
+            flow.sliced(x, d, start, stop)
+        layout[d] = tuple(track.view(track.atoms[start:stop:step]) for track in layout[d])
+    flow.set(out, layout)
+
+
+@rule("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes")
+def split(flow: Flow, node: Node) -> None:
+    """Equal parts lose equally many: the i-th of each part go together. Unequal sizes are written in the code and can't follow."""
+    x = node.args[0]
+    shape = flow.shape(x)
+    d = argument(node, 2, "dim", 0) % len(shape)
+    parts = [out for out in node.outputs if out is not None]
+    sizes = [flow.shape(out)[d] for out in parts]
+    layout = flow.get(x)
+    if len(parts) > 1:
+        for track in layout[d]:
+            if len(set(sizes)) == 1 and sizes[0] > 0:
+                flow.together(track.atoms.reshape(len(parts), -1), f"{node.op} into equal parts")
+            else:
+                flow.pin(track, f"{node.op} into unequal parts {sizes}")
+    start = 0
+    for out, size in zip(parts, sizes, strict=True):
+        piece: tuple[Track, ...] = tuple(track.view(track.atoms[start : start + size]) for track in layout[d])
+        flow.set(out, [*layout[:d], piece, *layout[d + 1 :]])
+        start += size
+
+
+@rule("select", "unbind")
+def single_index(flow: Flow, node: Node) -> None:
+    """One index, or each for itself: the dimension disappears."""
+    x = node.args[0]
+    d = argument(node, 1, "dim", 0) % len(flow.shape(x))
+    layout = flow.get(x)
+    flow.pin(layout[d], f"{node.op} along this dimension")
+    for out in node.outputs:
+        flow.set(out, [*layout[:d], *layout[d + 1 :]])

@@ -1,0 +1,24 @@
+"""The table operator -> rule. A rule reads the layouts of a node's inputs, tells the flow what goes together, and sets its outputs'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from secateur.graph.capture import Node
+from secateur.graph.flow import Flow
+
+Rule = Callable[[Flow, Node], None]
+
+RULES: dict[str, Rule] = {}
+
+
+def rule(*operators: str) -> Callable[[Rule], Rule]:
+    """Register a function as the rule of the named ATen operators (names without namespace and overload)."""
+
+    def register(function: Rule) -> Rule:
+        for operator in operators:
+            assert operator not in RULES, f"{operator} has a rule already"
+            RULES[operator] = function
+        return function
+
+    return register

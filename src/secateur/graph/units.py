@@ -1,0 +1,154 @@
+"""From equalities between atoms to units and groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from secateur.graph.flow import FIXED, Atoms, Layout, Pin, Track
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A parameter or buffer of the network.
+
+    Attributes:
+        name: its first name; `aliases` are the others where it is tied.
+        shape: its shape.
+        parameter: a parameter rather than a buffer.
+        first: its first atom in each dimension, -1 for dimensions of size one, which can't shrink.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    shape: tuple[int, ...]
+    parameter: bool
+    first: tuple[int, ...]
+
+    def layout(self) -> Layout:
+        """A fresh layout; silenced slices of a parameter or buffer are zero by definition."""
+        return [
+            (Track(np.arange(first, first + n), zero=True),) if first >= 0 else ()
+            for first, n in zip(self.first, self.shape, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class AtomTable:
+    """Where every atom lives: its tensor (number in `tensors`), dimension and index."""
+
+    tensors: tuple[TensorInfo, ...]
+    tensor: NDArray[np.int32]
+    dim: NDArray[np.int32]
+    index: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+
+def number_atoms(named: Sequence[tuple[str, tuple[str, ...], tuple[int, ...], bool]]) -> AtomTable:
+    """One atom for every index of every dimension of every tensor (name, aliases, shape, parameter), in order."""
+    tensors, columns, at = [], [], 0
+    for number, (name, aliases, shape, parameter) in enumerate(named):
+        first = []
+        for dim, size in enumerate(shape):
+            if size > 1:
+                columns.append((number, dim, size))
+                first.append(at)
+                at += size
+            else:
+                first.append(-1)
+        tensors.append(TensorInfo(name, aliases, shape, parameter, tuple(first)))
+    sizes = np.array([c[2] for c in columns], dtype=np.int64)
+    return AtomTable(
+        tuple(tensors),
+        np.repeat(np.array([c[0] for c in columns], dtype=np.int32), sizes),
+        np.repeat(np.array([c[1] for c in columns], dtype=np.int32), sizes),
+        np.concatenate([np.arange(n, dtype=np.int32) for n in sizes]) if columns else np.zeros(0, np.int32),
+    )
+
+
+@dataclass(frozen=True)
+class Units:
+    """The solution.
+
+    Attributes:
+        of_atom: int64 per atom, its unit or -1.
+        group_of: int64 per unit.
+        reasons: per group, None or why it is pinned.
+        atoms, start: the atoms of unit u are atoms[start[u]:start[u + 1]].
+    """
+
+    of_atom: NDArray[np.int64]
+    group_of: NDArray[np.int64]
+    reasons: tuple[str | None, ...]
+    atoms: NDArray[np.int64]
+    start: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.group_of)
+
+
+def solve(
+    table: AtomTable, equalities: Sequence[tuple[Atoms, Atoms]], pins: Sequence[Pin], structural: Sequence[Atoms]
+) -> Units:
+    """Connected components of the equalities, in the order of their first atom, gathered into groups of equal signature.
+
+    A component made of nothing but buffers and of dimensions that are no channels (kernels) is no unit.
+    """
+    n = len(table)
+    pairs = np.concatenate([np.stack(pair) for pair in equalities], axis=1) if equalities else np.zeros((2, 0), np.int64)
+    graph = coo_matrix((np.ones(pairs.shape[1], dtype=np.int8), (pairs[0], pairs[1])), shape=(n, n))
+    count, component = connected_components(graph, directed=False)
+
+    channel = np.array([t.parameter for t in table.tensors], dtype=bool)[table.tensor] if n else np.zeros(0, bool)
+    for atoms in structural:
+        channel[atoms[atoms >= 0]] = False
+    is_unit = np.zeros(count, dtype=bool)
+    is_unit[component[channel]] = True
+
+    reason = np.full(count, len(pins), dtype=np.int64)  # the first pin of a component gives its reason
+    for i in range(len(pins) - 1, -1, -1):
+        reason[component[pins[i].atoms]] = i
+    texts = [pin.reason for pin in pins]
+    # Pins with the same words are the same reason.
+    words: dict[str, int] = {}
+    same = np.array([words.setdefault(text, i) for i, text in enumerate(texts)] + [len(pins)], dtype=np.int64)
+    reason = same[reason]
+
+    signature = _signature(table, component, count)
+    first = np.full(count, n, dtype=np.int64)
+    np.minimum.at(first, component, np.arange(n))
+    chosen = np.flatnonzero(is_unit)
+    chosen = chosen[np.argsort(first[chosen], kind="stable")]
+    # A group: equal signature, equal reason. Numbered by first appearance.
+    keys: dict[tuple[int, int], int] = {}
+    group = np.array(
+        [keys.setdefault((int(s), int(r)), len(keys)) for s, r in zip(signature[chosen], reason[chosen], strict=True)],
+        dtype=np.int64,
+    )
+    order = np.argsort(group, kind="stable")
+    chosen, group = chosen[order], group[order]
+    number = np.full(count, FIXED, dtype=np.int64)
+    number[chosen] = np.arange(len(chosen))
+    of_atom = number[component] if n else np.zeros(0, np.int64)
+    inside = np.flatnonzero(of_atom >= 0)
+    by_unit = inside[np.argsort(of_atom[inside], kind="stable")]
+    start = np.searchsorted(of_atom[by_unit], np.arange(len(chosen) + 1))
+    reasons = tuple(texts[r] if r < len(texts) else None for _, r in keys)
+    return Units(of_atom, group, reasons, by_unit, start)
+
+
+def _signature(table: AtomTable, component: NDArray[np.int32], count: int) -> NDArray[np.uint64]:
+    """A number per component that tells how many slices of which (tensor, dimension) it holds, whatever their order."""
+    slot = table.tensor.astype(np.int64) * 16 + table.dim
+    names, inverse = np.unique(slot, return_inverse=True)
+    weights = np.random.default_rng(0).integers(1, 2**63, size=len(names), dtype=np.uint64)
+    total = np.zeros(count, dtype=np.uint64)
+    np.add.at(total, component, weights[inverse])
+    return total

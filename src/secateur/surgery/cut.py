@@ -1,0 +1,154 @@
+"""Remove a plan's slices from a network: the only place that changes one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from secateur.errors import PlanError, nearest
+from secateur.graph import state_of
+from secateur.plan import Plan
+
+
+def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, optimizer: Optimizer | None = None) -> nn.Module:
+    """Cut a network to a plan.
+
+    Args:
+        model: the network that the plan was made for (or a fresh one of the same shape).
+        plan: what goes.
+        inplace: change the network itself rather than a copy.
+        optimizer: an optimizer of `model`; its state (momentum, Adam's moments) is cut along, and it goes on with the returned network.
+
+    Returns:
+        A network of the same class with smaller tensors; attributes such as `out_channels` tell the truth.
+
+    Raises:
+        PlanError: the plan names a tensor that the network lacks, or one of another shape.
+    """
+    check(model, plan)
+    target = model if inplace else copy_of(model)
+    old, new = state_of(model), state_of(target)
+    done: set[int] = set()
+    for name, dims in plan.removed.items():
+        tensor = new[name]
+        if id(tensor) in done:
+            continue
+        done.add(id(tensor))
+        kept = {d: torch.as_tensor(plan.kept(name, d), device=tensor.device) for d in dims}
+        before = tensor.shape
+        gradient = None if tensor.grad is None else select(tensor.grad, kept)
+        tensor.grad = None
+        # The parameter object stays the same, so that whoever holds it (a plain list, an optimizer) sees it shrink.
+        tensor.data = select(tensor.data, kept)
+        tensor.grad = gradient
+        if optimizer is not None:
+            _cut_state(optimizer, old[name], before, kept)
+    modules = dict(target.named_modules())
+    for module, values in plan.numbers.items():
+        for attribute, value in values.items():
+            setattr(modules[module], attribute, value)
+    if optimizer is not None and not inplace:
+        _follow(optimizer, {id(old[name]): new[name] for name in old})
+    return target
+
+
+def check(model: nn.Module, plan: Plan) -> None:
+    """Raise PlanError, naming every tensor that does not fit, unless the plan fits the network."""
+    state = state_of(model)
+    wrong = []
+    for name in plan.removed:
+        if name not in state:
+            wrong.append(f"{name}: the network has no such tensor; {nearest(name, state)}" if len(state) < 40 else f"{name}: absent")
+        elif name not in plan.shapes:
+            wrong.append(f"{name}: the plan does not tell its shape")
+        elif tuple(state[name].shape) != plan.shapes[name]:
+            wrong.append(f"{name}: shape {tuple(state[name].shape)}, the plan was made for {plan.shapes[name]}")
+    modules = dict(model.named_modules())
+    for module, values in plan.numbers.items():
+        for attribute in values:
+            if module not in modules or not isinstance(getattr(modules[module], attribute, None), int):
+                wrong.append(f"{module}.{attribute}: the network has no such number")
+    if wrong:
+        more = f" (and {len(wrong) - 5} more)" if len(wrong) > 5 else ""
+        raise PlanError(f"the plan does not fit this {type(model).__name__}: " + "; ".join(wrong[:5]) + more)
+
+
+def select(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
+    """The kept indices of each dimension, in the tensor's own memory format."""
+    new = tensor
+    for dim, indices in kept.items():
+        new = new.index_select(dim, indices)
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
+        return new.contiguous(memory_format=torch.channels_last)
+    return new
+
+
+def _cut_state(optimizer: Optimizer, parameter: Tensor, shape: torch.Size, kept: Mapping[int, Tensor]) -> None:
+    state = optimizer.state.get(parameter)
+    for key, value in (state or {}).items():
+        if isinstance(value, Tensor) and value.shape == shape:
+            state[key] = select(value, kept)
+
+
+def _follow(optimizer: Optimizer, new: Mapping[int, Tensor]) -> None:
+    """Point an optimizer at the copy's parameters."""
+    for group in optimizer.param_groups:
+        for i, parameter in enumerate(group["params"]):
+            other = new.get(id(parameter), parameter)
+            if other is not parameter:
+                if parameter in optimizer.state:
+                    optimizer.state[other] = optimizer.state.pop(parameter)
+                group["params"][i] = other
+
+
+def silenced_state(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
+    """The network's tensors, copied, with every slice that the plan removes set to zero: what the pruned network must equal."""
+    made: dict[int, Tensor] = {}
+    out = {}
+    for name, tensor in state_of(model).items():
+        if id(tensor) not in made:
+            made[id(tensor)] = tensor.detach().clone()
+        for dim, indices in plan.removed.get(name, {}).items():
+            made[id(tensor)].index_fill_(dim, torch.as_tensor(np.asarray(indices), device=tensor.device), 0)
+        out[name] = made[id(tensor)]
+    return out
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A copy of a network, also of one that `copy.deepcopy` refuses (lambdas are fine, open files and the like are shared)."""
+    try:
+        return copy.deepcopy(model)
+    except Exception:  # anything that the attributes of somebody's module raise
+        return _structural_copy(model, {})
+
+
+def _structural_copy(item: Any, made: dict[int, Any]) -> Any:
+    """Modules, tensors and the containers that hold them are copied; everything else is shared."""
+    if id(item) in made:
+        return made[id(item)]
+    if isinstance(item, nn.Parameter):
+        new: Any = nn.Parameter(item.detach().clone(), item.requires_grad)
+        new.grad = None if item.grad is None else item.grad.clone()
+    elif isinstance(item, Tensor):
+        new = item.detach().clone()
+    elif isinstance(item, nn.Module):
+        new = made[id(item)] = item.__class__.__new__(item.__class__)
+        new.__dict__.update({key: _structural_copy(value, made) for key, value in vars(item).items()})
+        return new
+    elif type(item) is list or type(item) is tuple:
+        return type(item)(_structural_copy(value, made) for value in item)
+    elif isinstance(item, dict):
+        new = copy.copy(item)
+        for key, value in item.items():
+            new[key] = _structural_copy(value, made)
+        return new
+    else:
+        return item
+    made[id(item)] = new
+    return new
