@@ -60,7 +60,7 @@ class Augment:
         shift = generator.uniform(-self.translate, self.translate, 2) * (width, height)
         flip = generator.random() < self.flip
         matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, factor)
-        matrix[:, 2] += shift
+        matrix[:, 2] = matrix[:, 2] + shift
         if flip:
             matrix[0] = -matrix[0]
             matrix[0, 2] += width - 1

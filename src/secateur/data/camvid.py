@@ -111,7 +111,7 @@ def _pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
         there = [s for s in SPLITS if (root / f"{s}.txt").is_file() or (root / s).is_dir()]
         hint = f"; {root} has the splits {', '.join(there)}" if there else ""
         raise DataError(
-            f"camvid: no split {split!r} in {root}; expected {split}.txt, or the folders {split}/ and {split}annot/{hint}"
+            f"camvid: no split {split!r} in {root}; expected {split}.txt or folders {split}/ and {split}annot/{hint}"
         )
     if not pairs:
         raise DataError(f"camvid: the split {split!r} in {root} is empty")
@@ -135,7 +135,7 @@ def _listed(root: Path, list_file: Path) -> list[tuple[Path, Path]]:
 
 
 def _under(root: Path, entry: str) -> Path:
-    """The file under `root` that a line of a list file means, whatever stands in front; if none exists, the plain join."""
+    """The file under `root` that an entry of a list file means, whatever stands in front; if none, the plain join."""
     parts = [part for part in PurePosixPath(entry.replace("\\", "/")).parts if part != "/"]
     for skipped in range(len(parts)):
         path = root.joinpath(*parts[skipped:])

@@ -28,14 +28,14 @@ def read_label(path: Path) -> np.ndarray:
     label = _decode(path, "label", cv2.IMREAD_UNCHANGED)
     if label.ndim != 2:
         raise DataError(
-            f"label {path} has {label.shape[2]} channels (a colour or palette image); expected a single-channel PNG whose "
-            "pixels are class numbers"
+            f"label {path} has {label.shape[2]} channels (a colour or palette image); expected a single-channel PNG "
+            "whose pixels are class numbers"
         )
     return label
 
 
 def resize(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Both at (height, width): the image by area when it shrinks and linearly when it grows, the label by nearest pixel."""
+    """Both at (height, width): the image by area where it shrinks, else linearly, the label by nearest pixel."""
     height, width = size
     if image.shape[:2] != size:
         shrinks = image.shape[0] >= height and image.shape[1] >= width

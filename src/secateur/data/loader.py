@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import numpy as np
@@ -36,8 +37,8 @@ def make_loader(
     Args:
         dataset: what is read.
         batch_size: images in a batch, of each process.
-        training: shuffle, anew in every epoch; and leave out a last batch of one single image, whose BN statistics would
-            be those of that image, unless it is the only batch.
+        training: shuffle, anew in every epoch; and leave out a last batch of one single image, whose BN statistics
+            would be those of that image, unless it is the only batch.
         seed: of the order and of the augmentation.
         workers: processes that prepare batches ahead; 0 prepares them in this one, while the training waits.
         augment: the random warp of each sample; None for none.
@@ -166,7 +167,7 @@ class _Batches(Dataset[Batch | DataError]):
         return (batch if self.channels_last else batch.contiguous()), torch.from_numpy(labels)
 
 
-def _as_it_is(batch: Batch | DataError) -> Batch | DataError:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 

@@ -1,10 +1,10 @@
 """Streets: an embedded data set of drawn street scenes with CamVid's classes, palette and class imbalance.
 
 Nothing is downloaded and nothing is stored: sample `index` of a split is drawn from the generator seeded by
-(seed, split, index), so that a machine draws the same scene every time. A scene is a street in perspective, in metres, seen
-from a car. Poles, signs, fences, pedestrians and bicyclists are rare and small, as they are in CamVid. Colour alone tells
-little: buildings, cars and clothes take theirs from the same range, pavements and roads share their greys, hoardings on
-walls look like signs, and light, haze, shadows and noise change from scene to scene.
+(seed, split, index), so that a machine draws the same scene every time. A scene is a street in perspective, in metres,
+seen from a car. Poles, signs, fences, pedestrians and bicyclists are rare and small, as they are in CamVid. Colour
+tells little: buildings, cars and clothes take theirs from the same range, pavements and roads share their greys, boards
+on walls look like signs, and light, haze, shadows and noise change from scene to scene.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import os
 
 import numpy as np
 
+from secateur.data import streetthings as things
 from secateur.data.camvid import COLOURS, SPLITS
 from secateur.data.dataset import Sample, SegmentationDataset, limited
-from secateur.data import streetthings as things
 from secateur.data.streetscene import Scene, photograph
 from secateur.errors import DataError, nearest
 

@@ -1,8 +1,8 @@
 """Draws one street scene: a small world in metres, projected and painted from far to near.
 
 x points to the right of the camera, y up from the road, z ahead. A point appears at column `cx + f * x / z` and row
-`horizon + f * (eye - y) / z`. Everything is painted twice with the same outline: its colour into the image, its class into
-the label.
+`horizon + f * (eye - y) / z`. Everything is painted twice with the same outline: its colour into the image, its class
+into the label.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import cv2
 import numpy as np
 
 from secateur.data.camvid import COLOURS
-from secateur.data.dataset import IGNORE
 
 SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST = range(len(COLOURS))
 NEAR = 2.0  # metres; nothing is drawn closer to the camera
-FAR = 70.0  # metres; where the street ends
+FAR = 60.0  # metres; where the street ends
 SHIFT = 4  # fractional bits of the coordinates that OpenCV gets
 # Strength of the texture on each class, in grey levels; leaves are rough, the sky is smooth.
 TEXTURE = np.full(256, 9.0, np.float32)
@@ -76,9 +75,6 @@ class Scene:
         level = self.between(low, high)
         return (level + self.between(-6, 8), level + self.between(-4, 4), level + self.between(-8, 8))
 
-    def side(self) -> int:
-        return int(self.random.integers(2))
-
     # -- painting -----------------------------------------------------------------------------------------------------
 
     def project(self, points: np.ndarray) -> np.ndarray:
@@ -103,18 +99,17 @@ class Scene:
 
     def fill(self, outlines: np.ndarray, colour: Colour, kind: int | None) -> None:
         """Fills polygons (n, corners, 2) in pixels; `kind` None paints colour only (a window belongs to its wall)."""
-        fixed = np.clip(np.rint(outlines * 2**SHIFT), -(2**18), 2**18).astype(np.int32)
+        fixed = (outlines * 2**SHIFT).astype(np.int32)
         polygons = list(fixed) if fixed.ndim == 3 else [fixed]
         cv2.fillPoly(self.image, polygons, colour, shift=SHIFT)
         if kind is not None:
             cv2.fillPoly(self.label, polygons, kind, shift=SHIFT)
 
-    def world(self, corners: list[Point] | np.ndarray, colour: Colour, kind: int | None, light: float = 1.0) -> None:
-        """Fills a polygon, or several (n, corners, 3), given in metres."""
+    def world(self, corners: np.ndarray | list[Point], colour: Colour, kind: int | None, light: float = 1.0) -> None:
+        """Fills a polygon (corners, 3), or several (n, corners, 3), given in metres."""
         points = np.asarray(corners, float)
-        self.fill(
-            self.project(points), self.shade(colour, float(points[..., 2].sum()) / (points.size / 3), light), kind
-        )
+        distance = 3 * float(points[..., 2].sum()) / points.size
+        self.fill(self.project(points), self.shade(colour, distance, light), kind)
 
     def line(self, start: Point, end: Point, metres: float, colour: Colour, kind: int | None) -> None:
         """A stroke as thick as it looks at its distance, at least one pixel."""
@@ -124,12 +119,10 @@ class Scene:
         if kind is not None:
             cv2.line(self.label, a, b, kind, thick)
 
-    def disc(
-        self, centre: Point, metres: tuple[float, float], colour: Colour, kind: int | None, thick: int = -1
-    ) -> None:
-        """A filled ellipse, or its outline, with half-axes in metres."""
+    def disc(self, centre: Point, half: tuple[float, float], colour: Colour, kind: int | None, thick: int = -1) -> None:
+        """An ellipse with half-axes in metres: filled, or its outline so many pixels thick."""
         x, y = self.pixel(centre)
-        axes = (max(1, round(metres[0] * self.f / centre.z)), max(1, round(metres[1] * self.f / centre.z)))
+        axes = (max(1, round(half[0] * self.f / centre.z)), max(1, round(half[1] * self.f / centre.z)))
         cv2.ellipse(self.image, (x, y), axes, 0, 0, 360, self.shade(colour, centre.z), thick)
         if kind is not None:
             cv2.ellipse(self.label, (x, y), axes, 0, 0, 360, kind, thick)
@@ -137,6 +130,14 @@ class Scene:
     def upright(self, x: float, y: float, z: float, w: float, h: float) -> np.ndarray:
         """A rectangle that faces the camera, with its lower left corner at (x, y, z): corners (4, 3)."""
         return np.array([(x, y, z), (x + w, y, z), (x + w, y + h, z), (x, y + h, z)])
+
+    def along(self, x: float, near: float, far: float, low: float, high: float) -> np.ndarray:
+        """An upright rectangle along the street, seen from the side: corners (4, 3)."""
+        return np.array([(x, low, near), (x, low, far), (x, high, far), (x, high, near)])
+
+    def flat(self, left: float, right: float, near: float, far: float, slant: float = 0.0) -> np.ndarray:
+        """A quadrangle on the ground, its far side shifted by `slant`: corners (4, 3)."""
+        return np.array([(left, 0, near), (right, 0, near), (right + slant, 0, far), (left + slant, 0, far)])
 
     def later(self, z: float, paint: Callable[..., None], *arguments: object) -> None:
         """Notes something to paint at distance z."""
@@ -154,16 +155,17 @@ def photograph(scene: Scene) -> np.ndarray:
     height, width = scene.label.shape
     top, left = scene.random.integers(0, 256, 2)
     coarse, fine = (_grain(k, height, width)[top : top + height, left : left + width] for k in (0, 1))
-    image = scene.image.astype(np.float32)
+    image: np.ndarray = scene.image.astype(np.float32)
     image += (coarse * TEXTURE[scene.label])[..., None]
     if scene.chance(0.5):
         image = cv2.GaussianBlur(image, (3, 3), scene.between(0.3, 0.8))
     rows = np.linspace(scene.between(0.8, 1.1), scene.between(0.8, 1.1), height, dtype=np.float32)
-    columns = np.linspace(scene.between(0.8, 1.15), scene.between(0.8, 1.15), width, dtype=np.float32)
-    cast = scene.between(0.75, 1.25) * scene.random.uniform(0.92, 1.08, 3).astype(np.float32)
-    image *= (rows[:, None] * columns)[..., None] * cast
-    image += (fine * scene.between(1.5, 7))[..., None]
-    return np.clip(image, 0, 255).astype(np.uint8)
+    columns = np.linspace(scene.between(0.8, 1.1), scene.between(0.8, 1.1), width, dtype=np.float32)
+    cast = scene.between(0.7, 1.2) * scene.random.uniform(0.92, 1.08, 3).astype(np.float32)
+    image *= (rows[:, None] * columns)[..., None]
+    image *= cast
+    image += (fine * np.float32(scene.between(1.5, 7)))[..., None]
+    return cv2.convertScaleAbs(np.maximum(image, 0, out=image))  # rounds and stops at 255
 
 
 @functools.cache

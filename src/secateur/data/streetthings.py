@@ -1,4 +1,4 @@
-"""What stands in a drawn street: sky, ground, the roadside's walls and trees, and the things and people in front of them."""
+"""What is in a drawn street: sky, ground, walls and trees along the road, things and people in front of them."""
 
 from __future__ import annotations
 
@@ -37,50 +37,36 @@ def sky(scene: Scene) -> None:
         axes = (int(scene.width * scene.between(0.05, 0.2)), int(scene.height * scene.between(0.015, 0.05)))
         level = scene.between(150, 245)
         cv2.ellipse(scene.image, (x, y), axes, 0, 0, 360, (level, level, level + 4), -1)
-    for x in np.arange(-60, 60, 12):
+    for x in range(-60, 60, 12):
         kind = TREE if scene.chance(0.5) else BUILDING
         colour = leaf(scene) if kind == TREE else scene.colour()
         scene.world(scene.upright(x, -1, FAR + 10, 13, scene.between(3, 13)), colour, kind)
 
 
 def ground(scene: Scene) -> None:
-    """Pavement from wall to wall, the road on it, markings, kerbs and shadows."""
-    beyond, strip = 30.0, (FAR + 10, NEAR)
-
-    def band(left: float, right: float, colour: Colour, kind: int | None) -> None:
-        far, near = strip
-        scene.world(
-            [Point(left, 0, far), Point(right, 0, far), Point(right, 0, near), Point(left, 0, near)], colour, kind
-        )
-
-    stone, asphalt = scene.grey(85, 190), scene.grey(55, 150)
-    band(-beyond, beyond, stone, PAVEMENT)
-    left, right = scene.road
-    band(left, right, asphalt, ROAD)
-    kerb = scene.grey(100, 210)
+    """Pavement from wall to wall, the road on it, markings, kerbs, shadows and patches."""
+    stone, asphalt, kerb, paint = scene.grey(85, 190), scene.grey(55, 150), scene.grey(100, 210), scene.grey(170, 240)
+    (left, right), far, middle = scene.road, FAR + 10, sum(scene.road) / 2
+    shadows = []
+    for _ in range(int(scene.random.integers(0, 5))):
+        (x, z, w, h), dark = scene.random.uniform((-9, 4, 2, 0.5), (3, 30, 9, 5)).tolist(), scene.between(0.5, 0.9)
+        shadows.append((scene.flat(x, x + w, z, z + h, scene.between(-3, 3)), dark))
+    scene.world(scene.flat(-30, 30, NEAR, far), stone, PAVEMENT)
+    for corners, dark in shadows:
+        scene.world(corners, stone, None, dark)
     for x in scene.road:
-        band(x - 0.12, x + 0.12, kerb, PAVEMENT)
-    paint, middle = scene.grey(170, 240), (left + right) / 2
+        scene.world(scene.flat(x - 0.12, x + 0.12, NEAR, far), kerb, PAVEMENT)
+    scene.world(scene.flat(left, right, NEAR, far), asphalt, ROAD)
+    for corners, dark in shadows:
+        corners[:, 0] = corners[:, 0].clip(left, right)
+        scene.world(corners, asphalt, None, dark)
     if scene.chance(0.8):
-        step, dash = scene.between(4, 9), scene.between(1.5, 4)
-        z = np.arange(NEAR + scene.between(0, 4), FAR, step)[:, None, None]
-        corners = np.array(
-            [(middle - 0.08, 0, 0), (middle + 0.08, 0, 0), (middle + 0.08, 0, dash), (middle - 0.08, 0, dash)]
-        )
-        scene.world(corners + z * (0, 0, 1), paint, None)
+        starts = np.arange(NEAR + scene.between(0, 4), FAR, scene.between(4, 9))[:, None, None] * (0, 0, 1)
+        scene.world(starts + scene.flat(middle - 0.08, middle + 0.08, 0, scene.between(1.5, 4)), paint, None)
     if scene.chance(0.5):
         colour = paint if scene.chance(0.5) else (200.0, 170.0, 60.0)
         for x in (left + 0.5, right - 0.5):
-            band(x - 0.06, x + 0.06, colour, None)
-    for _ in range(int(scene.random.integers(0, 5))):  # shadows and patches lie over road and pavement alike
-        x, z, w, h = scene.random.uniform((-9, 4, 2, 0.5), (3, 30, 9, 5))
-        slant = scene.between(-3, 3)
-        dark = scene.between(0.5, 0.9)
-        corners = [Point(x, 0, z), Point(x + w, 0, z), Point(x + w + slant, 0, z + h), Point(x + slant, 0, z + h)]
-        clip_to = scene.label == ROAD if scene.chance(0.5) else scene.label <= PAVEMENT
-        before = scene.image.copy()
-        scene.world(corners, (asphalt[0] * dark, asphalt[1] * dark, asphalt[2] * dark), None)
-        np.copyto(scene.image, before, where=~clip_to[..., None])
+            scene.world(scene.flat(x - 0.06, x + 0.06, NEAR, far), colour, None)
 
 
 def roadside(scene: Scene) -> None:
@@ -88,7 +74,7 @@ def roadside(scene: Scene) -> None:
     for side in (0, 1):
         sign, wall = (-1, 1)[side], scene.wall[side]
         z = NEAR + scene.between(0, 3)
-        town = scene.between(0.5, 0.95)  # share of the side that is built on
+        town = scene.between(0.45, 0.9)  # share of the side that is built on
         storeys = scene.between(2, 5)
         while z < FAR:
             length = scene.between(5, 16)
@@ -100,7 +86,8 @@ def roadside(scene: Scene) -> None:
                 for at in np.arange(z + 1, end, scene.between(3, 6) + z / 10):
                     scene.later(float(at), tree, wall + sign * scene.between(0.5, 4), float(at), scene.between(4, 10))
                 scene.later(end, hedge, sign, wall + sign * 5, z, end)
-                scene.later(z + 0.1, fence, wall - sign * 0.1, z, end)
+                if scene.chance(0.6):
+                    scene.later(z + 0.1, fence, wall - sign * 0.1, z, end)
             z = end
     scene.paint()
 
@@ -150,82 +137,61 @@ def leaf(scene: Scene) -> Colour:
 
 
 def building(scene: Scene, sign: int, wall: float, near: float, far: float, height: float) -> None:
-    """A box along the street: the wall on the street and the side towards the camera, with windows, a ground floor, a roof."""
+    """A box along the street: its wall on the street, its side towards the camera, windows, a ground floor, eaves."""
     colour, light = scene.colour(), scene.between(0.75, 1.1)
-    scene.world(
-        [
-            Point(wall, 0, near),
-            Point(wall + sign * 12, 0, near),
-            Point(wall + sign * 12, height, near),
-            Point(wall, height, near),
-        ],
-        colour,
-        BUILDING,
-        light * scene.between(0.7, 0.95),
-    )
-    facade = np.array([(wall, 0, near), (wall, 0, far), (wall, height, far), (wall, height, near)])
-    scene.world(facade, colour, BUILDING, light)
+    gable = scene.upright(min(wall, wall + sign * 12), 0, near, 12, height)
+    scene.world(gable, colour, BUILDING, light * scene.between(0.7, 0.95))
+    scene.world(scene.along(wall, near, far, 0, height), colour, BUILDING, light)
     storeys, bays = max(1, int(height / 2.9)), max(1, int((far - near) / scene.between(2, 3.5)))
-    y = (np.arange(storeys) + 0.3) * height / storeys
-    z = near + (np.arange(bays) + 0.28) * (far - near) / bays
-    tall, wide = 0.5 * height / storeys, 0.45 * (far - near) / bays
-    y, z = (grid.ravel() for grid in np.meshgrid(y, z))
-    x = np.full_like(y, wall)
-    windows = np.stack(
-        [np.stack(corner, -1) for corner in ((x, y, z), (x, y, z + wide), (x, y + tall, z + wide), (x, y + tall, z))], 1
-    )
-    scene.world(windows, scene.grey(25, 90) if scene.chance(0.7) else scene.grey(150, 230), None)
+    storey, bay = height / storeys, (far - near) / bays
+    corners = np.zeros((bays, storeys, 4, 3)) + scene.along(wall, near, near + 0.45 * bay, 0, 0.5 * storey)
+    corners[..., 1] += (np.arange(storeys)[:, None] + 0.3) * storey
+    corners[..., 2] += (np.arange(bays)[:, None, None] + 0.28) * bay
+    scene.world(corners.reshape(-1, 4, 3), scene.grey(25, 90) if scene.chance(0.7) else scene.grey(150, 230), None)
     if scene.chance(0.5):  # a shop: a painted band, and a board that looks like a sign
         low, high = (2.4, 3.1) if scene.chance(0.6) else (0.0, 2.6)
-        scene.world(facade * (1, 0, 1) + np.array([(0, y, 0) for y in (low, low, high, high)]), scene.colour(), None)
-        at = scene.between(near, far)
-        board = facade * (1, 0, 0) + [(0, 1.2, at), (0, 1.2, at + 1), (0, 2.2, at + 1), (0, 2.2, at)]
-        scene.world(board, signal(scene), None)
+        scene.world(scene.along(wall, near, far, low, high), scene.colour(), None)
+        at = scene.between(near, far - 1)
+        scene.world(scene.along(wall, at, at + 1, 1.2, 2.2), signal(scene), None)
     if scene.chance(0.5):
-        eaves = [(0, height - 0.4, 0), (0, height - 0.4, 0), (0, height, 0), (0, height, 0)]
-        scene.world(facade * (1, 0, 1) + np.array(eaves), scene.colour(), None)
+        scene.world(scene.along(wall, near, far, height - 0.4, height), scene.colour(), None)
 
 
 def hedge(scene: Scene, sign: int, x: float, near: float, far: float) -> None:
     """Bushes behind a gap between the buildings, so that no ground shows up to the horizon."""
     height = scene.between(1.5, 5)
-    scene.world(
-        [Point(x, 0, near), Point(x + sign * 20, 0, near), Point(x + sign * 20, height, far), Point(x, height, far)],
-        leaf(scene),
-        TREE,
-    )
-    scene.world([Point(x, 0, near), Point(x, 0, far), Point(x, height, far), Point(x, height, near)], leaf(scene), TREE)
+    scene.world(scene.upright(min(x, x + sign * 20), 0, far, 20, height), leaf(scene), TREE)
+    scene.world(scene.along(x, near, far, 0, height), leaf(scene), TREE)
 
 
 def tree(scene: Scene, x: float, z: float, height: float) -> None:
     """A trunk and a crown of several blobs, lighter at the top."""
-    colour = leaf(scene)
-    scene.line(Point(x, 0, z), Point(x, height * 0.6, z), scene.between(0.15, 0.4), (60, 48, 38), TREE)
-    spread = height * scene.between(0.2, 0.35)
-    for _ in range(int(scene.random.integers(5, 10)) if z < 30 else 4):
-        dx, dy = scene.random.normal(0, 0.55, 2) * spread
-        light = 1 + 0.25 * dy / spread + scene.between(-0.15, 0.15)
+    colour, spread = leaf(scene), height * scene.between(0.2, 0.35)
+    scene.line(Point(x, 0, z), Point(x, height * 0.7, z), scene.between(0.15, 0.4), (60, 48, 38), TREE)
+    scene.disc(Point(x, 0.68 * height, z), (0.6 * spread, 0.55 * spread), colour, TREE)
+    blobs = int(scene.random.integers(4, 9)) if z < 30 else 3
+    for dx, dy, wide, tall, light in scene.random.uniform(
+        (-0.9, -0.8, 0.35, 0.3, 0.85), (0.9, 0.8, 0.7, 0.6, 1.15), (blobs, 5)
+    ).tolist():
+        light += 0.25 * dy
         blob = (colour[0] * light, colour[1] * light, colour[2] * light)
-        centre = Point(x + dx, max(height * 0.66 + dy, 0.25 * height), z)
-        scene.disc(centre, (spread * scene.between(0.35, 0.7), spread * scene.between(0.3, 0.6)), blob, TREE)
+        centre = Point(x + dx * spread, max(height * 0.68 + dy * spread, 0.25 * height), z)
+        scene.disc(centre, (spread * wide, spread * tall), blob, TREE)
 
 
 def fence(scene: Scene, x: float, near: float, far: float) -> None:
-    """Posts and rails along the street, or boards; labelled as a whole."""
+    """Posts and a rail along the street, or boards; labelled as a whole."""
     height, colour = scene.between(0.8, 1.4), scene.colour()
-    corners = np.array([(x, 0, near), (x, 0, far), (x, height, far), (x, height, near)])
-    scene.world(corners, scene.colour(), FENCE)
-    posts = np.arange(near, far, scene.between(0.25, 1.2))[:, None, None] * (0, 0, 1)
-    scene.world(posts + corners * (1, 1, 0) + [(0, 0, 0), (0, 0, 0.12), (0, 0, 0.12), (0, 0, 0)], colour, None)
-    rail = corners.copy()
-    rail[:2, 1] = height - 0.12
-    scene.world(rail, colour, None)
+    scene.world(scene.along(x, near, far, 0, height), scene.colour(), FENCE)
+    starts = np.arange(near, far, scene.between(0.25, 1.2))[:, None, None] * (0, 0, 1)
+    scene.world(starts + scene.along(x, 0, 0.12, 0, height), colour, None)
+    scene.world(scene.along(x, near, far, height - 0.12, height), colour, None)
 
 
 def pole(scene: Scene, x: float, z: float, towards: int) -> None:
     """A lamp post or a mast."""
     height, colour = scene.between(4, 9), scene.grey(30, 190)
-    thick = scene.between(0.1, 0.2)
+    thick = scene.between(0.08, 0.16)
     scene.line(Point(x, 0, z), Point(x, height, z), thick, colour, POLE)
     if scene.chance(0.6):
         scene.line(
@@ -269,7 +235,7 @@ def bin_or_box(scene: Scene, x: float, z: float) -> None:
 
 
 def car(scene: Scene, x: float, z: float) -> None:
-    """A car or van along the street, seen from behind or in front: body, cabin, the visible side, windows, wheels, lights."""
+    """A car or van along the street, seen from its end: body, cabin, the visible flank, windows, wheels, lights."""
     w, length = scene.between(0.8, 0.95), scene.between(3.6, 4.6)
     tall = scene.between(1.35, 1.6) if scene.chance(0.8) else scene.between(1.9, 2.5)
     colour, glass = scene.colour(), scene.grey(25, 80)
