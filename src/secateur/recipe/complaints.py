@@ -46,7 +46,7 @@ def explain(error: ValidationError) -> Iterator[tuple[Place, str]]:
             yield place, each["msg"]
         elif kind == "literal_error":
             allowed = [str(choice) for choice in _allowed(place, "enum")["enum"]]
-            close = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.5)
+            close = difflib.get_close_matches(str(value).lower(), allowed, n=1, cutoff=0.5)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             yield place, f"expected one of {', '.join(allowed)}{got}{hint}"
         elif kind in ("greater_than_equal", "greater_than", "less_than_equal", "less_than"):
