@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,8 +25,6 @@ Options = Annotated[
 Classes = Annotated[int, typer.Option("--classes", min=1, help="Number of classes.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
 
-COUNTS = ("params", "macs", "paper_flops", "yolo_flops")
-
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
@@ -45,17 +44,19 @@ def inspect(
     params % is the group's share of the parameters (a weight belongs to the group of its outputs and to that of its
     inputs), MACs % the share of the multiply-accumulates that make the group's channels.
     """
-    import secateur
+    from secateur.cost import CostModel
+    from secateur.graph import trace
 
     model, example = _network(network, options, classes, shape)
-    graph = secateur.trace(model, example)
-    total = secateur.cost(model, example)
+    graph = trace(model, example)
+    total = CostModel(graph)()
     groups = [_group(graph, group, total) for group in graph.groups]
     if as_json:
-        summary = {key: getattr(total, key) for key in COUNTS}
         prunable = int(graph.prunable.sum())
         document = {"network": network, "input": list(example.shape[1:]), "units": graph.units, "prunable": prunable}
-        typer.echo(json.dumps({**document, "cost": summary, "groups": groups, "notes": list(graph.notes)}, indent=2))
+        typer.echo(
+            json.dumps({**document, "cost": total.as_dict(), "groups": groups, "notes": list(graph.notes)}, indent=2)
+        )
     else:
         _print_groups(graph, groups, total)
 
@@ -71,24 +72,22 @@ def cost(
 
     In all three conventions, in total and per module: macs counts multiply-accumulates, paper_flops is what the CAP
     paper counts, yolo_flops what YOLOv5 prints."""
-    import secateur
+    from secateur.cost import cost as count
 
     model, example = _network(network, options, classes, shape)
-    total = secateur.cost(model, example)
-    modules = {name: {key: getattr(part, key) for key in COUNTS} for name, part in total.modules.items()}
+    total = count(model, example)
     if as_json:
-        document = {key: getattr(total, key) for key in COUNTS}
-        typer.echo(
-            json.dumps({"network": network, "input": list(example.shape[1:]), **document, "modules": modules}, indent=2)
-        )
+        document = {
+            "network": network,
+            "input": list(example.shape[1:]),
+            **total.as_dict(),
+            "modules": dict(total.modules),
+        }
+        typer.echo(json.dumps(document, indent=2))
         return
-    _print_table(
-        ("module", *COUNTS),
-        [
-            *((name, *(f"{counts[key]:,}" for key in COUNTS)) for name, counts in modules.items()),
-            ("total", *(f"{getattr(total, key):,}" for key in COUNTS)),
-        ],
-    )
+    typer.echo("".join(f"{key:>18}" for key in total.as_dict()) + "  module")
+    for name, counts in [*total.modules.items(), ("total", total.as_dict())]:
+        typer.echo("".join(f"{count:18,}" for count in counts.values()) + f"  {name or network}")
 
 
 def _network(name: str, options: list[str] | None, classes: int, shape: str) -> tuple[nn.Module, Tensor]:
@@ -118,16 +117,16 @@ def _network(name: str, options: list[str] | None, classes: int, shape: str) -> 
 
 def _group(graph: Graph, group: Group, total: Cost) -> dict[str, Any]:
     """A group as JSON, with its share of the cost."""
-    shapes = {tensor.name: tensor for tensor in graph.tensors}
+    tensors = {tensor.name: tensor for tensor in graph.tensors}
     params, macs = 0.0, 0.0
     for name, dim in group.members:
-        tensor = shapes[name]
+        tensor = tensors[name]
         share = len(group) / tensor.shape[dim]
         if tensor.parameter:
-            params += share * _numel(tensor.shape)
+            params += share * math.prod(tensor.shape)
         module = name.rpartition(".")[0]
         if dim == 0 and len(tensor.shape) > 1 and module in total.modules:
-            macs += share * total.modules[module].macs
+            macs += share * total.modules[module]["macs"]
     return {
         "name": group.name,
         "units": len(group),
@@ -138,37 +137,18 @@ def _group(graph: Graph, group: Group, total: Cost) -> dict[str, Any]:
     }
 
 
-def _numel(shape: tuple[int, ...]) -> int:
-    import math
-
-    return math.prod(shape)
-
-
 def _print_groups(graph: Graph, groups: list[dict[str, Any]], total: Cost) -> None:
-    rows = []
+    """Two lines per group: what it is and whether it can go, and the modules that its units run through."""
+    typer.echo("units  params %  MACs %  group")
     for group in groups:
-        shares = (f"{100 * group['params_share']:.1f}", f"{100 * group['macs_share']:.1f}")
-        state = "prunable" if group["pinned"] is None else f"pinned: {group['pinned']}"
-        coupled = ", ".join(dict.fromkeys(name.rpartition(".")[0] or name for name, _ in group["members"]))
-        rows.append((group["name"], str(group["units"]), *shares, state, coupled))
-    _print_table(("group", "units", "params %", "MACs %", "state", "coupled modules"), rows, words=2)
+        state = "" if group["pinned"] is None else f"  pinned: {group['pinned']}"
+        shares = f"{100 * group['params_share']:8.1f}  {100 * group['macs_share']:6.1f}"
+        typer.echo(f"{group['units']:5}  {shares}  {group['name']}{state}")
+        modules = dict.fromkeys(name.rpartition(".")[0] or name for name, _ in group["members"])
+        coupled = ", ".join(name for name in modules if name != group["name"])
+        if coupled and group["pinned"] is None:
+            typer.echo(f"{'':25}with {coupled}")
     typer.echo(f"{graph.units} units in {len(groups)} groups, {int(graph.prunable.sum())} prunable")
-    typer.echo("  ".join(f"{key} {getattr(total, key):,}" for key in COUNTS))
+    typer.echo("  ".join(f"{key} {count:,}" for key, count in total.as_dict().items()))
     for note in graph.notes:
         typer.echo(note)
-
-
-def _print_table(headings: tuple[str, ...], rows: list[tuple[str, ...]], words: int = 0) -> None:
-    """A table whose first and last `words` columns are text, the others numbers; long text wraps."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for index, heading in enumerate(headings):
-        text = index == 0 or index >= len(headings) - words
-        table.add_column(heading, justify="left" if text else "right", no_wrap=not text, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    Console(highlight=False).print(table)

@@ -69,9 +69,7 @@ def _caption(result: Mapping[str, Any]) -> Text:
             )
     if verification:
         verdict = "exact" if verification["ok"] else "NOT EXACT"
-        lines.append(
-            f"verification against the silenced network: relative error {verification['relative_error']:.1e}, {verdict}"
-        )
+        lines.append(f"verification: relative error {verification['relative_error']:.1e}, {verdict}")
     return Text("\n".join(lines))
 
 
