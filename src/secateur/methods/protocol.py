@@ -1,0 +1,110 @@
+"""What a method is: it scores units, and may take part in training.
+
+    start        once, with the traced network: attach hooks, remember where to look
+    begin        optional facts about the training to come
+    after_backward, after_step, after_epoch      in the training loop
+    scores       one number per unit, +inf for what must stay
+    stop         remove every hook; the network is as it was but for its weights
+
+A method never cuts: it returns scores, and `select` and `apply` do the rest. Methods share functions, not parents; the base class
+holds nothing but the hooks that most leave empty.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur.errors import MethodError, nearest
+from secateur.graph import Graph
+
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Facts about the training that a method takes part in.
+
+    Attributes:
+        steps: optimizer steps in all.
+        lr_sum: the sum of the learning rate over these steps.
+        momentum: SGD's momentum; 0 for other optimizers.
+        adaptive: the optimizer rescales gradients (Adam and kin).
+    """
+
+    steps: int
+    lr_sum: float
+    momentum: float = 0.0
+    adaptive: bool = False
+
+
+class Method:
+    """Base of all methods. Options are the fields of the concrete dataclass, each with `metadata={"help": ...}`."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    paper: ClassVar[str] = ""
+    needs_training: ClassVar[bool] = False
+
+    def start(self, graph: Graph) -> None:
+        """Look at the network; attach hooks."""
+
+    def begin(self, training: Training) -> None:
+        """Learn the schedule of the training to come."""
+
+    def after_backward(self) -> None:
+        """Gradients are there, the optimizer has not stepped."""
+
+    def after_step(self) -> None:
+        """The optimizer has stepped."""
+
+    def after_epoch(self, epoch: int) -> None:
+        """An epoch is over (0-based)."""
+
+    def log(self) -> dict[str, float]:
+        """Numbers worth a line in the log."""
+        return {}
+
+    def warnings(self) -> list[str]:
+        """What the user should know before the cut."""
+        return []
+
+    def scores(self, graph: Graph) -> Scores:
+        """One number per unit; the smallest go first."""
+        raise NotImplementedError(f"{type(self).__name__} does not score")
+
+    def stop(self) -> None:
+        """Detach everything."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is needed to go on after an interruption."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`."""
+
+    @classmethod
+    def options_help(cls) -> dict[str, tuple[Any, str]]:
+        """Option -> (default, one line)."""
+        if not dataclasses.is_dataclass(cls):
+            return {}
+        return {f.name: (f.default, f.metadata.get("help", "")) for f in dataclasses.fields(cls) if f.init}
+
+    @classmethod
+    def create(cls, **options: Any) -> Method:
+        """An instance with the given options.
+
+        Raises:
+            MethodError: an option is unknown, or its value is out of range.
+        """
+        known = cls.options_help()
+        for option in options:
+            if option not in known:
+                what = nearest(option, known) if known else "it has no options"
+                raise MethodError(f"method {cls.name} has no option {option!r}; {what}")
+        return cls(**options)

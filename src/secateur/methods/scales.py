@@ -1,0 +1,88 @@
+"""The scaling factors (gamma) of batch norms: where they are, whose channel they scale, how an L1 pull acts on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from secateur.errors import MethodError
+from secateur.graph import Graph, state_of
+from secateur.graph.capture import Ref
+from secateur.methods.channels import per_unit, units_along
+
+NORMS = ("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "batch_norm",
+         "_batch_norm_with_update", "_batch_norm_no_update")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """The gamma of one batch norm.
+
+    Attributes:
+        name: the parameter's name.
+        gamma: the parameter, shape (C).
+        units: int64 (C), the unit of every channel, -1 where there is none.
+    """
+
+    name: str
+    gamma: nn.Parameter
+    units: NDArray[np.int64]
+
+
+def scales_of(graph: Graph) -> list[Scale]:
+    """Every batch norm's gamma, in the order of the network.
+
+    Raises:
+        MethodError: the network has none.
+    """
+    state, found = state_of(graph.model), dict[str, Scale]()
+    infos = {t.name: t for t in graph.tensors}
+    first_name = {alias: t.name for t in graph.tensors for alias in (t.name, *t.aliases)}
+    for flow in graph.flows:
+        by_value = {value: first_name[name] for name, value in flow.capture.names.items()}
+        for node in flow.capture.nodes:
+            weight = node.args[1] if node.op in NORMS and len(node.args) > 1 else None
+            name = by_value.get(weight.value) if isinstance(weight, Ref) else None
+            if name is not None and name not in found and isinstance(state[name], nn.Parameter):
+                found[name] = Scale(name, state[name], units_along(graph, infos[name], 0))  # type: ignore[arg-type]
+    if not found:
+        raise MethodError(
+            f"{type(graph.model).__name__} has no batch norm with a learnable scale, which this method ranks channels by; "
+            "use a method that scores weights, such as l1"
+        )
+    return list(found.values())
+
+
+def scale_scores(graph: Graph, reduce: str, protect_residual: bool) -> NDArray[np.float64]:
+    """|gamma| per unit.
+
+    A unit with several scales (channels that share max-pooling indices, say) goes as soon as one of them is small: reduce="min", "channels
+    that are determined to be removed in either the encoder or the decoder part" (CAP, section 4.4).
+    """
+    parts = [(s.units, s.gamma.detach().abs().double().cpu().numpy()) for s in scales_of(graph)]
+    scores = per_unit(graph, parts, reduce)
+    if protect_residual:
+        scores[graph.residual] = np.inf
+    return scores
+
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How sparse the scales are: the numbers to watch before cutting."""
+
+    median: float
+    small: float  # share of |gamma| below 1 % of the reference
+    zero: float
+
+
+def sparsity(scales: list[Scale], reference: float | None = None) -> Histogram:
+    """Median of |gamma|, the share under 1 % of a reference median (today's without one), the share of exact zeros."""
+    values = torch.cat([s.gamma.detach().abs().flatten().float().cpu() for s in scales])
+    median = float(values.median())
+    limit = 0.01 * (median if reference is None else reference)
+    return Histogram(median, float((values < limit).float().mean()), float((values == 0).float().mean()))

@@ -1,0 +1,79 @@
+"""An L1 pull on scaling factors while training: by its subgradient, or decoupled from the optimizer by its proximal step.
+
+What moves a scale is the total pull, lambda * sum over steps of lr / (1 - momentum). A strength can be given either as lambda, the paper's
+way, or as that total. An optimizer such as Adam rescales gradients and the subgradient with them; the proximal step (a soft threshold of
+total / steps after every optimizer step) does not pass through the optimizer, and reaches exact zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import MethodError, nearest
+from secateur.methods.protocol import Training
+
+UPDATES = ("subgradient", "proximal")
+
+
+def soft_threshold(gamma: Tensor, threshold: Tensor | float) -> Tensor:
+    """sign(gamma) * max(|gamma| - threshold, 0): the proximal operator of threshold * |gamma|."""
+    return gamma.sign() * (gamma.abs() - threshold).clamp_min(0)
+
+
+@dataclass
+class Puller:
+    """Applies one strength per step, in one of two ways.
+
+    Attributes:
+        update: "subgradient" (added to the gradient before the optimizer's step) or "proximal" (applied to the scale after it).
+    """
+
+    update: str
+    training: Training | None = None
+
+    def __post_init__(self) -> None:
+        if self.update not in UPDATES:
+            raise MethodError(f"update {self.update!r}; {nearest(self.update, UPDATES)}")
+
+    def strength(self, lam: float, pull: float | None) -> float:
+        """What one step applies: lambda for the subgradient, a threshold for the proximal step.
+
+        Raises:
+            MethodError: it depends on the schedule, and `begin` has not told it.
+        """
+        facts = self.training
+        if self.update == "subgradient":
+            if pull is None:
+                return lam
+            if facts is None or facts.lr_sum <= 0:
+                raise MethodError("a total pull is spread over a schedule: call pruner.begin(steps=..., lr_sum=..., momentum=...) first")
+            return pull * (1 - facts.momentum) / facts.lr_sum
+        if facts is None or facts.steps <= 0:
+            raise MethodError("the proximal update is spread over a schedule: call pruner.begin(steps=..., lr_sum=...) first")
+        total = pull if pull is not None else lam * facts.lr_sum / (1 - facts.momentum)
+        return total / facts.steps
+
+    @torch.no_grad()
+    def before_step(self, gamma: nn.Parameter, strength: float, weight: Tensor | float = 1.0) -> None:
+        """The subgradient of strength * weight * |gamma|, added to its gradient."""
+        if self.update == "subgradient" and gamma.grad is not None:
+            gamma.grad.add_(gamma.sign() * weight, alpha=strength)
+
+    @torch.no_grad()
+    def after_step(self, gamma: nn.Parameter, strength: float, weight: Tensor | float = 1.0) -> None:
+        """The soft threshold strength * weight."""
+        if self.update == "proximal":
+            gamma.copy_(soft_threshold(gamma, strength * weight))
+
+
+def warn_if_not_sparse(small: float, used: str) -> list[str]:
+    """The warning that belongs before a cut whose sparsity training has not acted."""
+    if small >= 0.05:
+        return []
+    return [
+        f"only {small:.1%} of the scales are small (under 1 % of the median at the start): the sparsity training has hardly acted ({used}); "
+        "expect a large drop at the cut; train longer or give a stronger pull"
+    ]
