@@ -72,7 +72,7 @@ def open_dataset(
 
 
 def class_weights(dataset: SegmentationDataset, kind: str = "inverse_log") -> Tensor:
-    """Weights of the classes in the loss, float32 (K,): 1 / ln(1.1 + p_k), p_k = share of class k in the labelled pixels.
+    """Weights of the classes in the loss, float32 (K,): 1 / ln(1.1 + p_k), p_k = share of labelled pixels.
 
     The form is ENet's (Paszke et al., 2016, https://arxiv.org/abs/1606.02147, there with 1.02). Reads every sample,
     unless `check` has done so.

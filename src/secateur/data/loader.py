@@ -114,7 +114,10 @@ class Loader:
             if batch is None:
                 return
             if isinstance(batch, DataError):
-                raise batch
+                try:
+                    raise batch
+                finally:  # else error, traceback and this frame would hold each other, and the workers, alive
+                    del batch
             yield batch
 
 

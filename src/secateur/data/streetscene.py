@@ -26,6 +26,7 @@ TEXTURE = np.full(256, 9.0, np.float32)
 TEXTURE[[SKY, TREE, ROAD, PAVEMENT]] = 2, 26, 5, 7
 
 Colour = tuple[float, float, float]
+STRONG = ((190, 40, 40), (40, 70, 160), (210, 180, 50), (225, 225, 225), (40, 110, 60))
 
 
 class Point(NamedTuple):
@@ -66,10 +67,19 @@ class Scene:
         return bool(self.random.random() < probability)
 
     def colour(self) -> Colour:
-        """Any colour that walls, cars and clothes have: greys mostly, some strong ones."""
-        r = self.random.random(5)
+        """Any colour that walls, cars and clothes have: greys mostly, some tinted, some as strong as a sign's."""
+        if self.chance(0.15):
+            return self.strong()
+        r = self.random.random(5).tolist()
         grey, tint = 25 + 205 * r[0], (70 if r[1] < 0.35 else 18)
         return (grey + tint * (r[2] - 0.4), grey + tint * (r[3] - 0.5), grey + tint * (r[4] - 0.6))
+
+    def strong(self) -> Colour:
+        """The colours of signs, and of boards on walls."""
+        r, g, b = STRONG[int(self.random.integers(len(STRONG)))]
+        fade = self.between(0, 0.5)
+        grey = 60 + 100 * fade
+        return (r + fade * (grey - r), g + fade * (grey - g), b + fade * (grey - b))
 
     def grey(self, low: float, high: float) -> Colour:
         level = self.between(low, high)

@@ -151,8 +151,8 @@ def building(scene: Scene, sign: int, wall: float, near: float, far: float, heig
     if scene.chance(0.5):  # a shop: a painted band, and a board that looks like a sign
         low, high = (2.4, 3.1) if scene.chance(0.6) else (0.0, 2.6)
         scene.world(scene.along(wall, near, far, low, high), scene.colour(), None)
-        at = scene.between(near, far - 1)
-        scene.world(scene.along(wall, at, at + 1, 1.2, 2.2), signal(scene), None)
+        at, wide = scene.between(near, far - 2), scene.between(0.7, 2)
+        scene.world(scene.along(wall, at, at + wide, 1.2, 1.2 + scene.between(0.7, 1.4)), scene.strong(), None)
     if scene.chance(0.5):
         scene.world(scene.along(wall, near, far, height - 0.4, height), scene.colour(), None)
 
@@ -199,18 +199,11 @@ def pole(scene: Scene, x: float, z: float, towards: int) -> None:
         )
 
 
-def signal(scene: Scene) -> Colour:
-    """The strong colours of signs, and of boards on walls."""
-    colours = ((190, 40, 40), (40, 70, 160), (210, 180, 50), (225, 225, 225), (40, 110, 60))
-    r, g, b = colours[int(scene.random.integers(len(colours)))]
-    return (float(r), float(g), float(b))
-
-
 def sign_post(scene: Scene, x: float, z: float) -> None:
     """A round, triangular or square sign on a thin post, or a traffic light."""
     height, size = scene.between(2.1, 3.2), scene.between(0.3, 0.48)
     scene.line(Point(x, 0, z), Point(x, height, z), 0.08, scene.grey(60, 170), POLE)
-    shape, edge, face = int(scene.random.integers(4)), signal(scene), signal(scene)
+    shape, edge, face = int(scene.random.integers(4)), scene.strong(), scene.strong()
     if shape == 0:
         scene.disc(Point(x, height, z), (size, size), edge, SIGN)
         scene.disc(Point(x, height, z), (size * 0.6, size * 0.6), face, None)
