@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,7 +38,7 @@ def methods(as_json: Json = False) -> None:
     """List the pruning methods with their options."""
     from secateur.methods import get_method, list_methods
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in list_methods():
         method = get_method(name)
         options = {key: {"default": default, "help": text} for key, (default, text) in method.options_help().items()}
@@ -57,7 +57,7 @@ def methods(as_json: Json = False) -> None:
     for row in rows:
         typer.echo(f"{row['name']:18}{row['summary']}")
         kind = "sparsifies while training" if row["needs_training"] else "scores a trained network"
-        typer.echo(f"{'':18}{kind}; {row['paper']}")
+        typer.echo(f"{'':18}{kind}" + (f"; {row['paper']}" if row["paper"] else ""))
         for key, option in row["options"].items():
             typer.echo(f"{'':18}  {key}={option['default']}  {option['help']}")
 

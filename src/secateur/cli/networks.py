@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +12,7 @@ from secateur.cli.guard import guarded
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from secateur.cost import Cost
+    from secateur.cost import Cost, CostModel
     from secateur.graph import Graph, Group
 
 Network = Annotated[
@@ -41,16 +40,17 @@ def inspect(
 ) -> None:
     """Show the groups of a network, and what is pinned and why.
 
-    params % is the group's share of the parameters (a weight belongs to the group of its outputs and to that of its
-    inputs), MACs % the share of the multiply-accumulates that make the group's channels.
+    params % and MACs % are the shares of the network's cost that would go if the whole group went. A weight between two
+    groups goes with either, so the shares add up to more than 100.
     """
     from secateur.cost import CostModel
     from secateur.graph import trace
 
-    model, example = _network(network, options, classes, shape)
-    graph = trace(model, example)
-    total = CostModel(graph)()
-    groups = [_group(graph, group, total) for group in graph.groups]
+    module, example = _network(network, options, classes, shape)
+    graph = trace(module, example)
+    model = CostModel(graph)
+    total = model()
+    groups = [_group(group, model, total) for group in graph.groups]
     if as_json:
         prunable = int(graph.prunable.sum())
         document = {"network": network, "input": list(example.shape[1:]), "units": graph.units, "prunable": prunable}
@@ -115,24 +115,19 @@ def _network(name: str, options: list[str] | None, classes: int, shape: str) -> 
     return create_model(name, classes, **arguments), torch.randn(1, *dimensions)
 
 
-def _group(graph: Graph, group: Group, total: Cost) -> dict[str, Any]:
-    """A group as JSON, with its share of the cost."""
-    tensors = {tensor.name: tensor for tensor in graph.tensors}
-    params, macs = 0.0, 0.0
-    for name, dim in group.members:
-        tensor = tensors[name]
-        share = len(group) / tensor.shape[dim]
-        if tensor.parameter:
-            params += share * math.prod(tensor.shape)
-        module = name.rpartition(".")[0]
-        if dim == 0 and len(tensor.shape) > 1 and module in total.modules:
-            macs += share * total.modules[module]["macs"]
+def _group(group: Group, model: CostModel, total: Cost) -> dict[str, Any]:
+    """A group as JSON, with the share of the cost that would go if all of its units went."""
+    import numpy as np
+
+    removed = np.zeros(model.graph.units, dtype=bool)
+    removed[list(group.units)] = True
+    rest = model(removed)
     return {
         "name": group.name,
         "units": len(group),
         "pinned": group.pinned,
-        "params_share": params / total.params if total.params else 0.0,
-        "macs_share": macs / total.macs if total.macs else 0.0,
+        "params_share": 1 - rest.params / total.params if total.params else 0.0,
+        "macs_share": 1 - rest.macs / total.macs if total.macs else 0.0,
         "members": [list(member) for member in group.members],
     }
 
