@@ -79,8 +79,8 @@ class Recorder:
         self.strength, self.steps, self.epochs = 0.0, 0, []
         self.mean = torch.zeros(4)
 
-    def begin(self, steps: int, lr_sum: float, momentum: float) -> None:
-        self.strength, self.planned = 0.1 / lr_sum, (steps, lr_sum, momentum)
+    def begin(self, steps: int, lr_sum: float, momentum: float, adaptive: bool) -> None:
+        self.strength, self.planned = 0.1 / lr_sum, (steps, lr_sum, momentum, adaptive)
 
     def after_backward(self) -> None:
         if self.steps == self.stop_at:
@@ -253,10 +253,10 @@ def test_the_hooks_are_told_the_whole_plan(fabric: Fabric) -> None:
     hooks = Recorder(model)
     settings = Settings(epochs=2, optimizer="sgd", lr=0.05, momentum=0.7)
     fit(model, Batches(), settings, fabric, hooks=hooks)
-    assert hooks.planned == (10, learning_rate_sum(settings, 5), 0.7)
+    assert hooks.planned == (10, learning_rate_sum(settings, 5), 0.7, False)
     assert (hooks.steps, hooks.epochs) == (10, [0, 1])
     fit(model, Batches(), Settings(epochs=1, optimizer="adam"), fabric, hooks=hooks)
-    assert hooks.planned[2] == 0.0
+    assert hooks.planned[2:] == (0.0, True)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -51,7 +51,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def is_temporary(path: Path) -> bool:
     """Whether `path` is what a killed process left of an atomic write."""
-    return path.name.startswith(".tmp-")
+    return path.name.startswith(".") and (path.name.startswith(".tmp-") or path.suffix == ".tmp")
 
 
 def _sync_folder(folder: Path) -> None:

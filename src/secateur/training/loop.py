@@ -34,7 +34,7 @@ __all__ = ["Hooks", "StageResult", "fit"]
 class Hooks(Protocol):
     """What a training-time pruning method does in the loop; `secateur.Pruner` is one."""
 
-    def begin(self, steps: int, lr_sum: float, momentum: float) -> None: ...
+    def begin(self, steps: int, lr_sum: float, momentum: float, adaptive: bool) -> None: ...
     def after_backward(self) -> None: ...
     def after_step(self) -> None: ...
     def after_epoch(self, epoch: int) -> None: ...
@@ -178,8 +178,9 @@ class _Stage:
         settings = self.settings
         total = settings.epochs * self.steps_per_epoch
         if self.hooks is not None:
-            momentum = settings.momentum if settings.optimizer == "sgd" else 0.0
-            self.hooks.begin(total, learning_rate_sum(settings, self.steps_per_epoch), momentum)
+            adaptive = settings.optimizer != "sgd"
+            momentum = 0.0 if adaptive else settings.momentum
+            self.hooks.begin(total, learning_rate_sum(settings, self.steps_per_epoch), momentum, adaptive)
         self.restore()
         if self.metrics is not None and self.fabric.is_global_zero:
             self.metrics.rewind(lambda line: line.get("stage") != self.stage or line.get("step", 0) <= self.at.step)

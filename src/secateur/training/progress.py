@@ -60,6 +60,10 @@ class ProgressDisplay:
     def line(self, text: str) -> None:
         """One line that stays: above the bar, or by itself."""
         log.info("%s", text)
+        self.show(text)
+
+    def show(self, text: str) -> None:
+        """As `line`, but not logged."""
         if not self.quiet:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 

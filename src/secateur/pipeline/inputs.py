@@ -1,0 +1,156 @@
+"""Everything that a recipe names, opened and checked: data, network, plan, method, budget."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.data import Augment, Loader, SegmentationDataset, class_weights, make_loader, open_dataset
+from secateur.errors import MethodError, ModelError, PlanError, RecipeError, SecateurError
+from secateur.methods import get_method
+from secateur.models import create_model
+from secateur.plan import Plan
+from secateur.pruner import Pruner, Result
+from secateur.recipe import Recipe
+from secateur.surgery import apply
+from secateur.training import seed_everything
+from secateur.training.optimize import main_logits
+from secateur.training.weights import load_weights
+
+__all__ = ["Inputs"]
+
+
+class Inputs:
+    """What a recipe names. Opening checks all of it and writes nothing.
+
+    Attributes:
+        data: the splits "train" and "val".
+        method: the method's class; None for the unpruned control.
+        method_options: all its options, defaults included; a seed that is not given is `run.seed`.
+        start_plan: the plan that a fresh network is cut to first; None for none.
+        example: one image (1, 3, H, W) of noise.
+
+    Raises:
+        DataError, ModelError, MethodError, RecipeError, PlanError, CheckpointError: something is wrong; says what.
+        NothingPrunableError, BudgetError: this network and method can't reach the budget.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        # the quick checks first
+        self.method = None if recipe.method.name == "none" else get_method(recipe.method.name)
+        self.method_options = self._resolve_options()
+        self.start_plan = self._read_plan()
+        self.data = {split: self._open_data(split) for split in ("train", "val")}
+        height, width = recipe.data.size
+        self.example = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+        self._check_network()
+        self._check_cut()
+        for data in self.data.values():
+            data.check()
+
+    def network(self, whole: bool = False) -> nn.Module:
+        """The untrained network, the same every time; cut to `model.plan` unless it is wanted `whole`."""
+        settings = self.recipe.model
+        options = dict(settings.options) if settings.width is None else {**settings.options, "width": settings.width}
+        seed_everything(self.recipe.run.seed)
+        model = create_model(settings.name, classes=len(self.data["train"].classes), **options)
+        return model if whole or self.start_plan is None else apply(model, self.start_plan, inplace=True)
+
+    def pruner(self, model: nn.Module) -> Pruner:
+        """The recipe's method, attached to `model`."""
+        return Pruner(model, self.example, method=self.recipe.method.name, **self.method_options)
+
+    def cut(self, pruner: Pruner) -> Result:
+        """The cut that the recipe's budget asks for."""
+        budget = self.recipe.budget
+        return pruner.finish(
+            pruning_ratio=budget.pruning_ratio,
+            budget=budget.limits,
+            scope=budget.scope,
+            min_keep=budget.min_keep,
+            round_to=budget.round_to,
+        )
+
+    def loader(
+        self, split: str, batch_size: int, training: bool = False, augment: bool = False, rank: int = 0, of: int = 1
+    ) -> Loader:
+        """Batches of a split, this process's part of them."""
+        data, run = self.recipe.data, self.recipe.run
+        warp = Augment(scale=data.scale, rotate=data.rotate, translate=data.translate, flip=data.flip)
+        return make_loader(
+            self.data[split],
+            batch_size,
+            training=training,
+            seed=run.seed,
+            workers=data.workers,
+            augment=warp if augment else None,
+            channels_last=run.channels_last,
+            rank=rank,
+            world_size=of,
+        )
+
+    @cached_property
+    def class_weights(self) -> Tensor:
+        """Weights of the classes in the loss, (K,)."""
+        return class_weights(self.data["train"], "inverse_log")
+
+    def _resolve_options(self) -> dict[str, Any]:
+        method = self.recipe.method
+        if self.method is None:
+            if method.options:
+                raise MethodError(f"method.name=none has no options; {', '.join(method.options)} can't be given.")
+            return {}
+        options = {name: default for name, (default, _) in self.method.options_help().items()}
+        if "seed" in options:
+            options["seed"] = self.recipe.run.seed
+        self.method.create(**method.options)  # refuses unknown names and wrong values
+        return {**options, **method.options}
+
+    def _open_data(self, split: str) -> SegmentationDataset:
+        data = self.recipe.data
+        options: dict[str, Any] = {"length": data.length} if data.name == "streets" else {}
+        return open_dataset(data.name, root=data.root, split=split, size=data.size, limit=data.limit, **options)
+
+    def _read_plan(self) -> Plan | None:
+        path = self.recipe.model.plan
+        if path is None:
+            return None
+        if self.method is not None:
+            raise RecipeError(
+                "model.plan is for training the pruned widths from scratch, with method.name=none; "
+                f"it can't be combined with method.name={self.recipe.method.name}."
+            )
+        if not path.is_file():
+            raise PlanError(f"model.plan: there is no file {path}.")
+        return Plan.from_json(path.read_text(encoding="utf-8", errors="replace"))
+
+    def _check_network(self) -> None:
+        """One forward pass, so that a wrong size or head is found now and not after loading all images."""
+        model, classes = self.network(), len(self.data["train"].classes)
+        if self.recipe.model.weights is not None:
+            load_weights(model, self.recipe.model.weights)
+        name = self.recipe.model.name
+        try:
+            with torch.no_grad():
+                output = model.eval()(self.example)
+        except SecateurError:
+            raise
+        except Exception as error:  # whatever a user's own network may raise
+            raise ModelError(
+                f"The network {name} fails on an image of shape {tuple(self.example.shape)}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        found = main_logits(output, self.recipe.data.size).shape[1]
+        if found != classes:
+            raise ModelError(
+                f"The network {name} has {found} classes, the data set {self.recipe.data.name} has {classes}."
+            )
+
+    def _check_cut(self) -> None:
+        """Cuts an untrained network to the budget, so that an hour of training isn't spent on what can't be had."""
+        if self.method is not None:
+            self.cut(self.pruner(self.network()))

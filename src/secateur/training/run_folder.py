@@ -1,0 +1,115 @@
+"""The folder in which a run leaves everything: where each file is, and which stages are done."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from secateur.errors import CheckpointError, RunFolderError
+from secateur.training.checkpoint import CheckpointFolder
+from secateur.training.files import is_temporary, write_json
+from secateur.training.progress import ProgressDisplay
+
+__all__ = ["RunFolder"]
+
+Record = dict[str, Any]
+
+
+class RunFolder:
+    """A run on disk. A stage is done when its record is in `checkpoints/stages.json`, which is written after everything
+    else that the stage leaves; every file appears whole or not at all, so a run can be killed at any moment."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.recipe = self.path / "recipe.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.result = self.path / "result.json"
+        self.plan = self.path / "plan.json"
+        self.parent = self.path / "parent.safetensors"
+        self.model = self.path / "model.safetensors"
+        self.log = self.path / "log.txt"
+        self.tensorboard = self.path / "tensorboard"
+        self.picture = self.path / "pictures" / "compare.png"
+        self.checkpoints = self.path / "checkpoints"
+        self.sparsified = self.checkpoints / "sparsified.safetensors"
+        self.pruned = self.checkpoints / "pruned.safetensors"
+        self._stages = self.checkpoints / "stages.json"
+
+    def holds_a_run(self, resume: bool) -> bool:
+        """Whether there is a run to go on with.
+
+        Raises:
+            RunFolderError: the folder is in use and `resume` is false, or it holds something that is no run.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunFolderError(f"{self.path} is a file; choose another --out.")
+        if not self.path.exists() or all(is_temporary(entry) for entry in self.path.iterdir()):
+            return False
+        if not self.recipe.is_file():
+            raise RunFolderError(f"{self.path} is not empty and holds no run (no recipe.yaml); choose another --out.")
+        if not resume:
+            raise RunFolderError(f"{self.path} already holds a run; choose another --out, or go on with --resume.")
+        return True
+
+    def create(self) -> None:
+        """Makes the folders, and removes what a killed process left half-written."""
+        for folder in (self.path, self.checkpoints, self.picture.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+            for entry in folder.iterdir():
+                if is_temporary(entry):
+                    entry.unlink()
+
+    def records(self) -> dict[str, Record]:
+        """What the stages done so far have recorded, in the order in which they were done."""
+        if not self._stages.is_file():
+            return {}
+        try:
+            return json.loads(self._stages.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointError(f"{self._stages} is damaged ({error}); start again in another --out.") from error
+
+    def finish(self, stage: str, record: Record) -> None:
+        """Marks the stage done."""
+        write_json(self._stages, {**self.records(), stage: record})
+        self.checkpoints_of(stage).tidy(keep=1)
+
+    def checkpoints_of(self, stage: str) -> CheckpointFolder:
+        """The training checkpoints of one stage."""
+        return CheckpointFolder(self.checkpoints / stage)
+
+    @contextlib.contextmanager
+    def logging(self, display: ProgressDisplay) -> Iterator[None]:
+        """Meanwhile everything that secateur logs is appended to log.txt, and warnings are shown too."""
+        logger = logging.getLogger("secateur")
+        to_file = logging.FileHandler(self.log, encoding="utf-8")
+        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        to_user = _Shown(display)
+        level = logger.level
+        logger.addHandler(to_file)
+        logger.addHandler(to_user)
+        logger.setLevel(logging.INFO)
+        try:
+            yield
+        except BaseException as error:
+            logger.info("stopped by %s: %s", type(error).__name__, error)
+            raise
+        finally:
+            logger.setLevel(level)
+            logger.removeHandler(to_user)
+            logger.removeHandler(to_file)
+            to_file.close()
+
+
+class _Shown(logging.Handler):
+    """Shows warnings above the progress bar."""
+
+    def __init__(self, display: ProgressDisplay) -> None:
+        super().__init__(logging.WARNING)
+        self.display = display
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.display.show(f"warning: {record.getMessage()}")
