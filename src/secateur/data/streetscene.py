@@ -55,7 +55,7 @@ class Scene:
         self.wall = (self.road[0] - generator.uniform(1.8, 4.0), self.road[1] + generator.uniform(1.8, 4.0))
         grey = generator.uniform(110, 235)
         self.haze: Colour = (grey, grey + generator.uniform(-8, 10), grey + generator.uniform(-10, 25))
-        self.thickness = generator.uniform(60, 250)  # metres over which the haze takes over
+        self.thickness = generator.uniform(80, 250)  # metres over which the haze takes over
         self.tasks: list[tuple[float, Callable[[], None]]] = []  # (distance, painter)
 
     # -- randomness ---------------------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def photograph(scene: Scene) -> np.ndarray:
     cast = scene.between(0.7, 1.2) * scene.random.uniform(0.92, 1.08, 3).astype(np.float32)
     image *= (rows[:, None] * columns)[..., None]
     image *= cast
-    image += (fine * np.float32(scene.between(1.5, 7)))[..., None]
+    image += (fine * np.float32(scene.between(1.5, 5.5)))[..., None]
     return cv2.convertScaleAbs(np.maximum(image, 0, out=image))  # rounds and stops at 255
 
 
