@@ -8,6 +8,7 @@ the real network is neither computed nor touched, whatever Python its forward is
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -141,6 +142,12 @@ def _caller() -> str:
     return ""
 
 
+def first_line(error: Exception, limit: int = 200) -> str:
+    """What an error says, in one line."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
 def tensors_in(tree: Any) -> list[Tensor]:
     """Every tensor in nested lists, tuples, dicts, dataclasses and plain objects, in order."""
     found: list[Tensor] = []
@@ -172,7 +179,9 @@ def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def run(model: nn.Module, state: Mapping[str, Tensor], example_inputs: Any) -> Any:
     """The network's output on the example inputs, computed with `state` in place of its own tensors."""
     args, kwargs = as_call(example_inputs)
-    return torch.func.functional_call(model, dict(state), args, kwargs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the network's own habits (deprecated calls, values read from tensors) are not our news
+        return torch.func.functional_call(model, dict(state), args, kwargs)
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
@@ -262,7 +271,7 @@ def capture(model: nn.Module, example_inputs: Any, *, training: bool, meta: bool
                 mode = "train" if training else "eval"
                 raise ModelError(
                     f"{type(model).__name__} fails in {mode} mode on example inputs of shape {shapes}: "
-                    f"{type(error).__name__}: {error}"
+                    f"{type(error).__name__}: {first_line(error)}"
                 ) from error
     record.outputs = tuple(recorder.ref(tensor).value for tensor in tensors_in(output))
     return record

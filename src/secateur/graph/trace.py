@@ -229,16 +229,11 @@ class _Trial:
                 try:
                     shapes = [tuple(t.shape) for t in tensors_in(run(graph.model, state, inputs))]
                 except Exception as error:  # whatever the network's own code raises
-                    return f"{type(error).__name__}: {_short(str(error))}"
+                    return f"{type(error).__name__}: {capturing.first_line(error)}"
             expected = [flow.capture.shapes[value] for value in flow.capture.outputs]
             if shapes != expected:
                 return f"the output's shape becomes {shapes} instead of {expected}"
         return None
-
-
-def _short(message: str) -> str:
-    first = message.strip().splitlines()[0] if message.strip() else ""
-    return first if len(first) <= 160 else first[:157] + "..."
 
 
 @contextmanager

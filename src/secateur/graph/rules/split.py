@@ -20,7 +20,7 @@ def slice_(flow: Flow, node: Node) -> None:
     if (start, stop, step) != (0, size, 1):
         if step != 1:
             flow.pin(layout[d], f"every {step}th element is taken")
-        elif any(track.live for track in layout[d]):
+        elif any((track.atoms[start:stop] >= 0).any() for track in layout[d]):  # FREE: about to be written into
             flow.sliced(x, d, start, stop)
         layout[d] = tuple(track.view(track.atoms[start:stop:step]) for track in layout[d])
     flow.set(out, layout)
