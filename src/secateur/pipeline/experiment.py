@@ -342,7 +342,9 @@ class Experiment:
         self.fabric.barrier()
 
     def _check_same_recipe(self) -> None:
-        before, now = _flat(load_recipe(self.folder.recipe).model_dump()), _flat(self.recipe.model_dump())
+        # as JSON, where a tuple and a list are the same
+        recipes = (load_recipe(self.folder.recipe), self.recipe)
+        before, now = (_flat(recipe.model_dump(mode="json")) for recipe in recipes)
         different = [
             key for key in sorted({*before, *now}) if before.get(key) != now.get(key) and key not in MAY_DIFFER
         ]

@@ -1,0 +1,68 @@
+"""A run that is killed with SIGKILL at any moment and resumed ends bit for bit like one that is left alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SCRIPT = Path(__file__).with_name("killed_runs.py")
+
+# The run makes 6 + 3 + 3 optimizer steps and writes a checkpoint after each.
+CHAINS = {
+    "at the steps": ["step:1", "step:4", "step:2", "step:5", "step:3"],
+    "while checkpoints are written": ["half:1", "half:3", "fsync:1", "replace:4", "unlink:1", "half:2", "fsync:8"],
+    # as the last files of a stage are about to appear: the parent, a stage's record twice, the sparsified weights, the
+    # plan, the cut's record, the fine-tuning's record, the result
+    "at the ends of stages": [
+        "replace:8",
+        "replace:2",
+        "replace:6",
+        "replace:3",
+        "replace:2",
+        "replace:6",
+        "replace:4",
+    ],
+    "at any time": ["after:0.15", "after:0.5", "after:0.7", "after:0.9", "after:0.6"],
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[str]]]:
+    """A folder with a run for every chain and an undisturbed one, "whole"; and how the attempts of each ended."""
+    folder = tmp_path_factory.mktemp("killed runs")
+    plan = {str(folder / name): moments for name, moments in {"whole": [], **CHAINS}.items()}
+    done = subprocess.run([sys.executable, str(SCRIPT), json.dumps(plan)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder, {Path(out).name: ends for out, ends in json.loads(done.stdout).items()}
+
+
+def lines(run: Path) -> list[dict[str, object]]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k not in ("images_per_s", "waiting_share")} for r in records]
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_a_run_killed_again_and_again_ends_bit_identically(runs: tuple[Path, dict[str, list[str]]], chain: str) -> None:
+    folder, ends = runs
+    out, whole = folder / chain, folder / "whole"
+    assert ends["whole"] == ["done"]
+    if chain == "at any time":  # how far each attempt comes depends on the machine
+        assert (ends[chain][0], ends[chain][-1]) == ("killed", "done")
+    else:
+        assert ends[chain] == ["killed"] * len(CHAINS[chain]) + ["done"]
+    for name in ("parent.safetensors", "model.safetensors"):
+        expected, found = load_file(whole / name), load_file(out / name)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[key], found[key]) for key in expected), name
+    assert (out / "plan.json").read_bytes() == (whole / "plan.json").read_bytes()
+    assert lines(out) == lines(whole)
+    result, expected = (json.loads((run / "result.json").read_text()) for run in (out, whole))
+    for row, other in zip(result["stages"], expected["stages"], strict=True):
+        assert {**row, "latency_ms": 0} == {**other, "latency_ms": 0}
+    assert not [path for path in out.rglob(".*")]
