@@ -42,7 +42,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except SecateurError as error:
             _end(str(error), error.exit_code)
         except KeyboardInterrupt:
-            _end("interrupted", INTERRUPTED)
+            way_on = f"; {_run_folder[0]} holds the run so far, --resume goes on" if _run_folder else ""
+            _end(f"interrupted{way_on}", INTERRUPTED)
         except BrokenPipeError:  # the reader of our output has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from secateur.cli.guard import guarded, note, remember_run_folder
+from secateur.cli.guard import guarded, remember_run_folder
 
 RecipePath = Annotated[
     Path, typer.Argument(metavar="RECIPE.yaml", help="A recipe, or a run folder (its recipe and its place).")
@@ -73,8 +73,6 @@ def show(result: dict[str, Any], out: Path) -> None:
     console = Console(highlight=False)
     console.print(ladder_table(result))
     console.print(per_class_table(result))
-    for warning in result.get("warnings", ()):
-        note(f"warning: {warning}")
     typer.echo(f"run folder: {out}")
 
 

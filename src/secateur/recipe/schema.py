@@ -187,7 +187,7 @@ class Evaluate(Section):
     recalibrate_batches: Count = Field(
         default=50, description="batches that re-estimate the BN statistics; 0 turns it off"
     )
-    latency_repeats: Positive = Field(default=20, description="timed forward passes of one image")
+    latency_repeats: Count = Field(default=20, description="timed forward passes of one image; 0 measures no latency")
     pictures: Count = Field(default=4, description="validation images in the picture of predictions")
 
 
