@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +15,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
+from rich.console import Console
 from torch import Tensor, nn
 
 from secateur.errors import CannotError, CheckpointError, ModelError, RecipeError
 from secateur.metrics import Confusion, Scores
 from secateur.training.checkpoint import CheckpointFolder
 from secateur.training.evaluate import evaluate, latency, predict, recalibrate
-from secateur.training.loop import StageResult, fit
+from secateur.training.loop import StageResult, _lay_out_like_parameters, fit
 from secateur.training.metrics_log import MetricsLog
 from secateur.training.optimize import (
     Settings,
@@ -28,6 +33,7 @@ from secateur.training.optimize import (
     make_optimizer,
     segmentation_loss,
 )
+from secateur.training.progress import ProgressDisplay
 from secateur.training.random_state import seed_everything
 
 CLASSES = 3
@@ -276,6 +282,19 @@ def test_a_stopped_stage_ends_bit_identically(tmp_path: Path, fabric: Fabric, op
     assert same(whole, again)
 
 
+def test_loaded_optimizer_state_has_the_parameters_memory_layout() -> None:
+    model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.randn(1, 3, 5, 5)).sum().backward()
+    optimizer.step()
+    before = optimizer.state[model.weight]["momentum_buffer"].clone()
+    optimizer.state[model.weight]["momentum_buffer"] = before.contiguous()  # as a checkpoint stores it
+    _lay_out_like_parameters(optimizer)
+    after = optimizer.state[model.weight]["momentum_buffer"]
+    assert after.stride() == model.weight.stride() != before.contiguous().stride()
+    assert torch.equal(after, before)
+
+
 def test_several_stops_and_a_damaged_checkpoint_change_nothing(
     tmp_path: Path, fabric: Fabric, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -302,8 +321,6 @@ def test_ctrl_c_finishes_the_step_and_writes_a_checkpoint(tmp_path: Path, fabric
         def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
             for index, batch in enumerate(super().epoch(epoch, start)):
                 if (epoch, index) == (1, 1):
-                    import signal
-
                     signal.raise_signal(signal.SIGINT)
                 yield batch
 
@@ -365,6 +382,45 @@ def test_mixed_precision_trains(fabric: Fabric) -> None:
     fit(model, Batches(), Settings(epochs=6, lr=0.05), mixed)
     assert evaluate(model, Batches(2), Confusion(CLASSES)).miou > before + 0.2
     assert model.first.weight.dtype == torch.float32
+
+
+def test_hooks_see_gradients_of_their_true_size_behind_a_gradient_scaler() -> None:
+    """In float16 the loss is scaled up by 65536; what a method adds to the gradients must not be dwarfed."""
+
+    class Sizes(Recorder):
+        def after_backward(self) -> None:
+            assert self.model.norm.weight.grad is not None
+            sizes.append(self.model.norm.weight.grad.abs().max().item())
+
+    scaled = Fabric(accelerator="cpu", devices=1, plugins=MixedPrecision("16-mixed", "cpu"))
+    plain = Fabric(accelerator="cpu", devices=1)
+    found = []
+    for fabric in (scaled, plain):
+        sizes: list[float] = []
+        torch.manual_seed(0)
+        model = Net()
+        fit(model, Batches(), Settings(epochs=1, lr=1e-6), fabric, hooks=Sizes(model))
+        found.append(sizes[0])
+    assert found[0] == pytest.approx(found[1], rel=0.1)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(fabric: Fabric, terminal: bool) -> None:
+    out = io.StringIO()
+    display = ProgressDisplay(Console(file=out, force_terminal=terminal, width=120))
+    display_every = Settings(epochs=2, evaluate_every=1)
+    scores = Scores(miou=0.625, macc=0.5, accuracy=0.5, per_class={})
+
+    class Slow(Batches):
+        def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+            for batch in super().epoch(epoch, start):
+                time.sleep(0.06)
+                yield batch
+
+    fit(Net(), Slow(), display_every, fabric, evaluate=lambda _: scores, display=display)
+    text = out.getvalue()
+    assert "train 2/2  loss" in text and "images/s  waiting" in text and "mIoU 62.5 %" in text
+    assert ("━" in text and "img/s" in text and "epoch 2/2" in text) == terminal
 
 
 def test_metrics_are_rewound_also_past_a_half_written_line(tmp_path: Path) -> None:
@@ -444,8 +500,6 @@ def test_recalibration_of_no_batches_changes_nothing() -> None:
 
 
 def test_latency_is_the_median_time_of_a_pass_in_milliseconds() -> None:
-    import time
-
     class Slow(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -97,6 +97,8 @@ class Experiment:
         self.inputs = Inputs(recipe)
         # with several devices this starts the other processes, which come here through the same checks
         self.fabric.launch()
+        if not self.fabric.is_global_zero:
+            self.display.quiet = True
 
     # The stages, for those who call them
 
@@ -129,7 +131,7 @@ class Experiment:
                     f"run `secateur train`, `prune`, `finetune` in this order with the same --out, or `secateur run`."
                 )
         self._create_folder()
-        with self.folder.logging(self.display):
+        with self.folder.logging(self.display, active=self.fabric.is_global_zero):
             for stage in stages:
                 if stage not in done:
                     log.info("stage %s", stage)
@@ -176,7 +178,8 @@ class Experiment:
         result = self.inputs.cut(pruner)
         self.display.line(str(result))
         rows = [self._measure("pruned", result.model)]
-        images = self._loader(self.recipe.train.batch_size, augment=False)
+        # every process takes the same images, so that all come to the same statistics
+        images = self.inputs.loader("train", self.recipe.train.batch_size, training=True)
         batches = recalibrate(result.model, images, self.recipe.evaluate.recalibrate_batches)
         if batches:
             rows.append(self._measure("recalibrated", result.model))
@@ -250,9 +253,9 @@ class Experiment:
             "miou": None if scores is None else _number(scores.miou),
         }
 
-    def _loader(self, batch_size: int, augment: bool = True) -> Loader:
+    def _loader(self, batch_size: int) -> Loader:
         rank, of = self.fabric.global_rank, self.fabric.world_size
-        return self.inputs.loader("train", batch_size, training=True, augment=augment, rank=rank, of=of)
+        return self.inputs.loader("train", batch_size, training=True, augment=True, rank=rank, of=of)
 
     @cached_property
     def _val_loader(self) -> Loader:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from lightning_fabric import Fabric
@@ -192,7 +192,7 @@ class _Stage:
                     self.train_epoch(interrupt)
                     self.end_epoch()
                     if interrupt.requested:
-                        raise KeyboardInterrupt
+                        self.stop_here(saved=True)
         finally:
             self.display.stop()
         share = self.at.waited / self.at.seconds if self.at.seconds else 0.0
@@ -293,8 +293,11 @@ class _Stage:
             f"{record['images_per_s']:.1f} images/s  waiting {record['waiting_share']:.0%}{score}"
         )
 
-    def stop_here(self) -> None:
-        self.save()
+    def stop_here(self, saved: bool = False) -> NoReturn:
+        if not saved:
+            self.save()
+        kept = "nothing was saved" if self.checkpoints is None else "a checkpoint was written"
+        self.display.line(f"{self.stage}: interrupted after step {self.at.step}; {kept}")
         raise KeyboardInterrupt
 
     def save(self) -> None:

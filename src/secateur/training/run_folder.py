@@ -82,8 +82,11 @@ class RunFolder:
         return CheckpointFolder(self.checkpoints / stage)
 
     @contextlib.contextmanager
-    def logging(self, display: ProgressDisplay) -> Iterator[None]:
-        """Meanwhile everything that secateur logs is appended to log.txt, and warnings are shown too."""
+    def logging(self, display: ProgressDisplay, active: bool = True) -> Iterator[None]:
+        """Meanwhile, if `active`, what secateur logs is appended to log.txt, and its warnings are shown."""
+        if not active:
+            yield
+            return
         logger = logging.getLogger("secateur")
         to_file = logging.FileHandler(self.log, encoding="utf-8")
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
