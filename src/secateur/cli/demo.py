@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import shlex
-import sys
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from secateur.cli.guard import guarded, note, remember_run_folder
-from secateur.cli.runs import show
+from secateur.cli.guard import guarded, note, remember_run
+from secateur.cli.runs import command_line, show
 
 
 def register(app: typer.Typer) -> None:
@@ -41,8 +39,8 @@ def demo(
         recipe = load_recipe(path, overrides or [])
     out = _unfinished_or_free(out)
     note(f"the demo's recipe and results go to {out}")
-    experiment = Experiment(recipe, out, resume=out.exists(), command=shlex.join(sys.argv))
-    remember_run_folder(out)
+    experiment = Experiment(recipe, out, resume=out.exists(), command=command_line())
+    remember_run(out, "the same command goes on")
     show(experiment.run(), out)
 
 

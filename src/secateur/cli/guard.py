@@ -21,12 +21,12 @@ from secateur.errors import SecateurError
 
 INTERRUPTED = 130
 
-_run_folder: list[Path] = []
+_run: list[tuple[Path, str]] = []
 
 
-def remember_run_folder(folder: Path) -> None:
-    """Names the folder whose log.txt takes the traceback, should the command meet a bug of ours."""
-    _run_folder[:] = [folder]
+def remember_run(folder: Path, way_on: str) -> None:
+    """Names the folder whose log.txt takes the traceback of a bug, and tells how an interrupted run goes on."""
+    _run[:] = [(folder, way_on)]
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
@@ -34,7 +34,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*arguments: Any, **options: Any) -> None:
-        _run_folder.clear()
+        _run.clear()
         try:
             command(*arguments, **options)
         except (typer.Exit, typer.Abort, typer.BadParameter):
@@ -42,8 +42,9 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except SecateurError as error:
             _end(str(error), error.exit_code)
         except KeyboardInterrupt:
-            way_on = f"; {_run_folder[0]} holds the run so far, --resume goes on" if _run_folder else ""
-            _end(f"interrupted{way_on}", INTERRUPTED)
+            _end(
+                "interrupted" + "".join(f"; {folder} holds the run so far, {way}" for folder, way in _run), INTERRUPTED
+            )
         except BrokenPipeError:  # the reader of our output has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
@@ -70,7 +71,7 @@ def _end(message: str, code: int) -> NoReturn:
 
 def _write_traceback() -> Path:
     """Appends the current traceback to the run's log, or to a new file if there is no run."""
-    log = _run_folder[0] / "log.txt" if _run_folder else None
+    log = _run[0][0] / "log.txt" if _run else None
     if log is None or not log.is_file():
         handle, name = tempfile.mkstemp(prefix="secateur-", suffix=".log")
         os.close(handle)

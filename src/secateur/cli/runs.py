@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from secateur.cli.guard import guarded, remember_run_folder
+from secateur.cli.guard import guarded, remember_run
 
 RecipePath = Annotated[
     Path, typer.Argument(metavar="RECIPE.yaml", help="A recipe, or a run folder (its recipe and its place).")
@@ -51,17 +51,17 @@ def train(
 
 def prune(recipe: RecipePath, overrides: Overrides = None, out: Out = None, as_json: Json = False) -> None:
     """Prune the trained network of a run."""
-    _perform(recipe, overrides, out, True, as_json, lambda experiment: experiment.prune())
+    _perform(recipe, overrides, out, None, as_json, lambda experiment: experiment.prune())
 
 
 def finetune(recipe: RecipePath, overrides: Overrides = None, out: Out = None, as_json: Json = False) -> None:
     """Fine-tune the pruned network of a run."""
-    _perform(recipe, overrides, out, True, as_json, lambda experiment: experiment.finetune())
+    _perform(recipe, overrides, out, None, as_json, lambda experiment: experiment.finetune())
 
 
 def evaluate(recipe: RecipePath, overrides: Overrides = None, out: Out = None, as_json: Json = False) -> None:
     """Evaluate the networks of a run."""
-    _perform(recipe, overrides, out, True, as_json, lambda experiment: experiment.evaluate())
+    _perform(recipe, overrides, out, None, as_json, lambda experiment: experiment.evaluate())
 
 
 def show(result: dict[str, Any], out: Path) -> None:
@@ -76,24 +76,31 @@ def show(result: dict[str, Any], out: Path) -> None:
     typer.echo(f"run folder: {out}")
 
 
+def command_line() -> str:
+    """The command as it was given, for the record."""
+    return shlex.join(["secateur", *sys.argv[1:]])
+
+
 def _perform(
     source: Path,
     overrides: list[str] | None,
     out: Path | None,
-    resume: bool,
+    resume: bool | None,
     as_json: bool,
-    work: Callable[[Any], dict[str, Any] | None],
+    work: Callable[[Any], dict[str, Any]],
 ) -> None:
-    """Reads the recipe, lets `work` do its part of the experiment, and shows the result so far."""
+    """Reads the recipe, lets `work` do its part of the experiment, and shows the result so far.
+
+    `resume` is None for a stage that always takes up the run as it is.
+    """
     from secateur.pipeline import Experiment
     from secateur.recipe import load_recipe
 
     path, out = _places(source, out)
-    experiment = Experiment(load_recipe(path, overrides or []), out, resume=resume, command=shlex.join(sys.argv))
-    remember_run_folder(out)
+    recipe = load_recipe(path, overrides or [])
+    experiment = Experiment(recipe, out, resume=resume is None or resume, command=command_line())
+    remember_run(out, "the same command goes on" if resume is None else "--resume goes on")
     result = work(experiment)
-    if result is None:
-        return
     if as_json:
         typer.echo(json.dumps(result, indent=2))
     else:
