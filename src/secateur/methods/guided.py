@@ -17,7 +17,7 @@ from secateur.methods.scales import NORMS
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "celu", "selu", "silu", "gelu", "mish", "hardtanh", "hardswish", "relu6", "softplus", "tanh")
 _TRANSPARENT = (*ACTIVATIONS, "native_dropout", "dropout", "clone", "detach", "alias", "_to_copy", "contiguous", "constant_pad_nd",
                 "reflection_pad2d", "replication_pad2d", "upsample_bilinear2d", "upsample_nearest2d", "expand", "view", "unsqueeze",
-                "squeeze", "_unsafe_view", "mul_noise")  # fmt: skip
+                "squeeze", "_unsafe_view")  # fmt: skip
 _POOLS = ("max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "max_pool3d_with_indices", "avg_pool3d",
           "_adaptive_avg_pool3d", "avg_pool1d", "mean")  # fmt: skip
 _CONVOLUTIONS = ("convolution", "_convolution", "mkldnn_convolution")
@@ -51,7 +51,7 @@ class _Walk:
             for out in node.outputs:
                 if out is not None:
                     self.writers.setdefault(out.value, []).append(i)
-            for ref in node.inputs():
+            for ref in node.inputs() if node.op != "detach" else ():  # autograd's own copies lead nowhere
                 self.readers.setdefault(ref.value, []).append(i)
 
     def made_by(self, ref: Ref, before: int) -> int | None:
@@ -65,7 +65,7 @@ class _Walk:
             if at is None:
                 return None
             node = self.nodes[at]
-            if node.op.rstrip("_") not in {t.rstrip("_") for t in _TRANSPARENT} and node.op not in _TRANSPARENT:
+            if node.op.rstrip("_") not in _TRANSPARENT and node.op not in _TRANSPARENT:
                 return at, node
             ref, before = next(node.inputs()), at
 
