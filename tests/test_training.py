@@ -23,11 +23,12 @@ from secateur.errors import CannotError, CheckpointError, ModelError, RecipeErro
 from secateur.metrics import Confusion, Scores
 from secateur.training.checkpoint import CheckpointFolder
 from secateur.training.evaluate import evaluate, latency, predict, recalibrate
-from secateur.training.loop import StageResult, _lay_out_like_parameters, fit
+from secateur.training.loop import StageResult, fit
 from secateur.training.metrics_log import MetricsLog
 from secateur.training.optimize import (
     Settings,
     all_logits,
+    lay_out_like_parameters,
     learning_rate,
     learning_rate_sum,
     make_optimizer,
@@ -289,7 +290,7 @@ def test_loaded_optimizer_state_has_the_parameters_memory_layout() -> None:
     optimizer.step()
     before = optimizer.state[model.weight]["momentum_buffer"].clone()
     optimizer.state[model.weight]["momentum_buffer"] = before.contiguous()  # as a checkpoint stores it
-    _lay_out_like_parameters(optimizer)
+    lay_out_like_parameters(optimizer)
     after = optimizer.state[model.weight]["momentum_buffer"]
     assert after.stride() == model.weight.stride() != before.contiguous().stride()
     assert torch.equal(after, before)

@@ -6,15 +6,12 @@ them in one process or not; so a run that was killed goes on exactly where it wa
 
 from __future__ import annotations
 
-import itertools
 import logging
-import platform
 import time
 from collections.abc import Callable
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -27,9 +24,11 @@ from secateur.data.augment import normalise
 from secateur.errors import RunFolderError
 from secateur.metrics import Confusion, Scores
 from secateur.pipeline.inputs import Inputs
+from secateur.pipeline.record import Record, number, result_of, rung
+from secateur.pipeline.same_recipe import check_same_recipe
 from secateur.plan import Plan
 from secateur.pruner import Pruner
-from secateur.recipe import Recipe, dump_recipe, load_recipe
+from secateur.recipe import Recipe, dump_recipe
 from secateur.surgery import load, save
 from secateur.training import (
     MetricsLog,
@@ -54,9 +53,7 @@ __all__ = ["STAGES", "Experiment"]
 log = logging.getLogger(__name__)
 
 STAGES = ("train", "sparsify", "prune", "finetune", "evaluate")
-MAY_DIFFER = {"run.threads", "run.checkpoint_minutes", "data.root"}  # between a run and its resumption
 Training = Literal["train", "sparsify", "finetune"]  # the stages that train
-Record = dict[str, Any]
 
 
 class Experiment:
@@ -90,7 +87,7 @@ class Experiment:
         self.display = progress or ProgressDisplay()
         self.folder = RunFolder(Path(out))
         if self.folder.holds_a_run(resume):
-            self._check_same_recipe()
+            check_same_recipe(self.folder, recipe)
         if recipe.run.threads is not None:
             torch.set_num_threads(recipe.run.threads)
         self.fabric = make_fabric(recipe.run.accelerator, recipe.run.devices, recipe.run.precision)
@@ -136,7 +133,9 @@ class Experiment:
                 if stage not in done:
                     log.info("stage %s", stage)
                     self._finish(stage, getattr(self, f"_{stage}"))
-            result = self._result()
+            result = result_of(
+                self.folder.records(), self.recipe, self.inputs.method_options, self.command, self.fabric.device
+            )
             if "evaluate" in stages and self.fabric.is_global_zero:
                 write_json(self.folder.result, result)
         return result
@@ -156,9 +155,8 @@ class Experiment:
         """With the method's hooks, or as ordinary training if it has none, so that all methods see as many epochs."""
         model = self.inputs.network()
         load_weights(model, self.folder.parent)
-        pruner = (
-            self.inputs.pruner(model) if self.inputs.method is not None and self.inputs.method.needs_training else None
-        )
+        method = self.inputs.method
+        pruner = self.inputs.pruner(model) if method is not None and method.needs_training else None
         record = self._fit("sparsify", model, pruner)
         if self.fabric.is_global_zero:
             hooks = None if pruner is None else pruner.state_dict()
@@ -250,7 +248,7 @@ class Experiment:
             "steps": result.steps,
             "seconds": result.seconds,
             "waiting_share": result.waiting_share,
-            "miou": None if scores is None else _number(scores.miou),
+            "miou": None if scores is None else number(scores.miou),
         }
 
     def _loader(self, batch_size: int) -> Loader:
@@ -275,20 +273,9 @@ class Experiment:
         model.to(self.fabric.device)
         scores = self._scores(model)
         repeats = self.recipe.evaluate.latency_repeats
-        row = {
-            "stage": stage,
-            "miou": _number(scores.miou),
-            "macc": _number(scores.macc),
-            "accuracy": _number(scores.accuracy),
-            "per_class": {name: None if value is None else _number(value) for name, value in scores.per_class.items()},
-            "params": int(counted.params),
-            "macs": int(counted.macs),
-            "paper_flops": int(counted.paper_flops),
-            "latency_ms": latency(model, self.inputs.example, repeats) if repeats else None,
-        }
-        self.display.line(
-            f"{stage}: mIoU {100 * scores.miou:.1f} %, {row['params']:,} parameters, {row['macs']:,} MACs"
-        )
+        row = rung(stage, scores, counted, latency(model, self.inputs.example, repeats) if repeats else None)
+        size = f"{counted.params:,} parameters, {counted.macs:,} MACs"
+        self.display.line(f"{stage}: mIoU {100 * scores.miou:.1f} %, {size}")
         return row
 
     def _scores(self, model: nn.Module) -> Scores:
@@ -307,78 +294,9 @@ class Experiment:
             images, labels = [s.image for s in samples], [s.label for s in samples]
             report.picture(temporary, images, labels, rows, val.palette, val.classes)
 
-    def _result(self) -> Record:
-        """What `result.json` holds, from the records of the stages done so far."""
-        records = self.folder.records()
-        prune = records.get("prune", {})
-        return {
-            "stages": list(itertools.chain.from_iterable(record.get("rows", ()) for record in records.values())),
-            "budget": prune.get("budget"),
-            "verification": prune.get("verification"),
-            "method": {"name": self.recipe.method.name, "options": _plain(self.inputs.method_options)},
-            "network": self.recipe.model.name,
-            "sparsified_miou": records.get("sparsify", {}).get("miou"),
-            "recalibration_batches": prune.get("recalibration_batches", 0),
-            "seconds": {stage: round(record["seconds"], 3) for stage, record in records.items()},
-            "waiting_share": {s: record["waiting_share"] for s, record in records.items() if "waiting_share" in record},
-            "steps": {stage: record["steps"] for stage, record in records.items() if "steps" in record},
-            "warnings": prune.get("warnings", []),
-            "seed": self.recipe.run.seed,
-            "command": self.command,
-            "device": str(self.fabric.device),
-            "threads": torch.get_num_threads(),
-            "versions": {
-                "secateur": version("secateur"),
-                "torch": torch.__version__,
-                "lightning-fabric": version("lightning-fabric"),
-                "python": platform.python_version(),
-            },
-        }
-
-    # The run folder
-
     def _create_folder(self) -> None:
         if self.fabric.is_global_zero:
             self.folder.create()
             if not self.folder.recipe.exists():
                 write_text(self.folder.recipe, dump_recipe(self.recipe))
         self.fabric.barrier()
-
-    def _check_same_recipe(self) -> None:
-        # as JSON, where a tuple and a list are the same
-        recipes = (load_recipe(self.folder.recipe), self.recipe)
-        before, now = (_flat(recipe.model_dump(mode="json")) for recipe in recipes)
-        different = [
-            key for key in sorted({*before, *now}) if before.get(key) != now.get(key) and key not in MAY_DIFFER
-        ]
-        if different:
-            changes = "; ".join(f"{key} was {before.get(key)}, now {now.get(key)}" for key in different)
-            raise RunFolderError(
-                f"{self.folder.path} holds a run of another recipe ({changes}). Go on with its own recipe.yaml, "
-                "or choose another --out."
-            )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'train.epochs': 3, ...} for nested dicts."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _number(value: float) -> float | None:
-    """A score for JSON, which has no NaN: None where there was nothing to score."""
-    return value if value == value else None
-
-
-def _plain(value: Any) -> Any:
-    """Options as JSON values."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

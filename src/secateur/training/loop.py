@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -12,14 +11,16 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from secateur.errors import CannotError, CheckpointError
+from secateur.errors import CheckpointError
 from secateur.metrics import Scores
 from secateur.training.checkpoint import CheckpointFolder
 from secateur.training.evaluate import Loader
+from secateur.training.finite import FiniteCheck
 from secateur.training.interrupt import Interrupt
 from secateur.training.metrics_log import MetricsLog
 from secateur.training.optimize import (
     Settings,
+    lay_out_like_parameters,
     learning_rate,
     learning_rate_sum,
     make_optimizer,
@@ -36,7 +37,7 @@ class Hooks(Protocol):
 
     def begin(self, steps: int, lr_sum: float, momentum: float, adaptive: bool) -> None: ...
     def after_backward(self) -> None: ...
-    def after_step(self) -> None: ...
+    def after_step(self, lr: float | None = None, /) -> None: ...
     def after_epoch(self, epoch: int) -> None: ...
     def log(self) -> dict[str, float]: ...
     def state_dict(self) -> dict[str, Any]: ...
@@ -168,7 +169,7 @@ class _Stage:
         self.optimizer = make_optimizer(self.model, self.settings)
         # the wrappers add devices and precision; `model` and `self.optimizer` stay the objects with the state
         self.wrapped, self.wrapped_optimizer = self.fabric.setup(self.model, self.optimizer)
-        self.finite = _FiniteCheck(self.stage, every=1 if self.fabric.device.type == "cpu" else 10)
+        self.finite = FiniteCheck(every=1 if self.fabric.device.type == "cpu" else 10)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -247,13 +248,13 @@ class _Stage:
             precision.unscale_gradients(self.optimizer)  # the hooks add to gradients of the true size
         # a gradient scaler looks for non-finite gradients itself, and skips those steps
         gradients = [] if scaler is not None else [p.grad for p in self.model.parameters() if p.grad is not None]
-        at.loss_sum += self.finite.add(loss.detach(), gradients, len(images), at)
+        at.loss_sum += self.finite.add(loss.detach(), gradients, len(images), self.where())
         if self.hooks is not None:
             self.hooks.after_backward()
         self.wrapped_optimizer.step()
         self.wrapped_optimizer.zero_grad()
         if self.hooks is not None:
-            self.hooks.after_step()
+            self.hooks.after_step(self.optimizer.param_groups[0]["lr"])
         at.step += 1
         at.batch += 1
         at.images += len(images)
@@ -293,6 +294,9 @@ class _Stage:
             f"{record['images_per_s']:.1f} images/s  waiting {record['waiting_share']:.0%}{score}"
         )
 
+    def where(self) -> str:
+        return f"step {self.at.step + 1} (stage {self.stage}, epoch {self.at.epoch + 1})"
+
     def stop_here(self, saved: bool = False) -> NoReturn:
         if not saved:
             self.save()
@@ -331,7 +335,7 @@ class _Stage:
             raise CheckpointError(
                 f"The checkpoints in {self.checkpoints.path} are of another network or optimizer: {error}"
             ) from error
-        _lay_out_like_parameters(self.optimizer)
+        lay_out_like_parameters(self.optimizer)
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.at = Position(**state["position"])
         self.scores = None if state["scores"] is None else Scores(**state["scores"])
@@ -339,53 +343,3 @@ class _Stage:
         if self.scores is not None:
             self.display.miou = self.scores.miou
         self.display.line(f"{self.stage}: going on after step {self.at.step} (epoch {self.at.epoch + 1})")
-
-
-class _FiniteCheck:
-    """Adds losses up and stops training at the first loss or gradient that is not finite.
-
-    Reading a number from a GPU waits for it, so there the numbers are looked at every few steps; always before a
-    checkpoint is written.
-    """
-
-    def __init__(self, stage: str, every: int) -> None:
-        self.stage, self.every = stage, every
-        self.last_loss = math.nan
-        self._pending: list[tuple[Tensor, int, str]] = []
-
-    def add(self, loss: Tensor, gradients: list[Tensor], images: int, at: Position) -> float:
-        """Takes the loss and gradients of the step about to be made; returns the newly known sum of loss * images."""
-        # an inf or NaN anywhere in a gradient makes its sum inf or NaN
-        total = torch.stack([g.sum().float() for g in gradients]).sum() if gradients else torch.zeros_like(loss)
-        where = f"step {at.step + 1} (stage {self.stage}, epoch {at.epoch + 1})"
-        self._pending.append((torch.stack([loss.float(), total]), images, where))
-        return self.flush() if len(self._pending) >= self.every else 0.0
-
-    def flush(self) -> float:
-        """Looks at the steps not looked at yet; returns their sum of loss * images."""
-        if not self._pending:
-            return 0.0
-        numbers = torch.stack([pair for pair, _, _ in self._pending]).tolist()
-        loss_sum = 0.0
-        for (loss, total), (_, images, where) in zip(numbers, self._pending, strict=True):
-            if not (math.isfinite(loss) and math.isfinite(total)):
-                what = "A gradient is not finite" if math.isfinite(loss) else f"The loss is {loss}"
-                raise CannotError(
-                    f"{what} at {where}: training has diverged and was stopped; the last checkpoint is from before. "
-                    "Lower the learning rate, lengthen the warm-up or train in precision 32."
-                )
-            loss_sum += loss * images
-        self.last_loss = numbers[-1][0]
-        self._pending = []
-        return loss_sum
-
-
-def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Gives the optimizer's loaded state the parameters' memory layout, as it had before it was saved.
-
-    Arithmetic in another layout may round otherwise.
-    """
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -17,6 +17,7 @@ __all__ = [
     "SCHEDULES",
     "Settings",
     "all_logits",
+    "lay_out_like_parameters",
     "learning_rate",
     "learning_rate_sum",
     "main_logits",
@@ -70,6 +71,17 @@ def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimize
         )
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
     return kind(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+
+
+def lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Gives the optimizer's loaded state the parameters' memory layout, as it had before it was saved.
+
+    Arithmetic in another layout may round otherwise.
+    """
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def learning_rate(settings: Settings, step: int, steps_per_epoch: int) -> float:

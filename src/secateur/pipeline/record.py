@@ -1,0 +1,85 @@
+"""What a run tells of itself: the rungs of the accuracy ladder and the content of `result.json`."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from secateur.cost import Cost
+from secateur.metrics import Scores
+from secateur.recipe import Recipe
+
+__all__ = ["Record", "number", "result_of", "rung"]
+
+Record = dict[str, Any]  # JSON values only
+
+
+def rung(stage: str, scores: Scores, cost: Cost, latency_ms: float | None) -> Record:
+    """One stage of the ladder: scores as fractions, costs on one image, median milliseconds of one image."""
+    return {
+        "stage": stage,
+        "miou": number(scores.miou),
+        "macc": number(scores.macc),
+        "accuracy": number(scores.accuracy),
+        "per_class": {name: None if value is None else number(value) for name, value in scores.per_class.items()},
+        "params": int(cost.params),
+        "macs": int(cost.macs),
+        "paper_flops": int(cost.paper_flops),
+        "latency_ms": latency_ms,
+    }
+
+
+def result_of(
+    records: Mapping[str, Record], recipe: Recipe, options: Mapping[str, Any], command: str, device: torch.device
+) -> Record:
+    """The content of `result.json`.
+
+    Args:
+        records: what the stages done so far have recorded, by stage.
+        recipe: the run's.
+        options: of the method, all of them, as they were used.
+        command: the command line.
+        device: where it was computed.
+    """
+    prune = records.get("prune", {})
+    return {
+        "stages": [row for record in records.values() for row in record.get("rows", ())],
+        "budget": prune.get("budget"),
+        "verification": prune.get("verification"),
+        "method": {"name": recipe.method.name, "options": _plain(options)},
+        "network": recipe.model.name,
+        "sparsified_miou": records.get("sparsify", {}).get("miou"),
+        "recalibration_batches": prune.get("recalibration_batches", 0),
+        "seconds": {stage: round(record["seconds"], 3) for stage, record in records.items()},
+        "waiting_share": {s: record["waiting_share"] for s, record in records.items() if "waiting_share" in record},
+        "steps": {stage: record["steps"] for stage, record in records.items() if "steps" in record},
+        "warnings": prune.get("warnings", []),
+        "seed": recipe.run.seed,
+        "command": command,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "secateur": version("secateur"),
+            "torch": torch.__version__,
+            "lightning-fabric": version("lightning-fabric"),
+            "python": platform.python_version(),
+        },
+    }
+
+
+def number(value: float) -> float | None:
+    """A score for JSON, which has no NaN: None where there was nothing to score."""
+    return value if value == value else None
+
+
+def _plain(value: Any) -> Any:
+    """Options as JSON values."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
