@@ -238,9 +238,10 @@ class Pruner:
         self.method.after_backward()
         self._stepped = False
 
-    def after_step(self) -> None:
-        """Right after `optimizer.step()`. Optional: without it, the same happens at the next `after_backward`."""
-        self.method.after_step()
+    def after_step(self, lr: float | None = None) -> None:
+        """Right after `optimizer.step()`, with its learning rate if it changes. Optional: without it, the same happens at the next
+        `after_backward`, as if the learning rate were constant."""
+        self.method.after_step(lr)
         self._stepped = True
 
     def after_epoch(self, epoch: int) -> None:

@@ -18,7 +18,7 @@ Choices where the paper is silent or ambiguous:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -136,31 +136,30 @@ class CAP(Method):
     def begin(self, training: Training) -> None:
         self._puller.training = training
 
-    def _strengths(self) -> tuple[float, float]:
-        first, second = self.pull if self.pull is not None else (None, None)
-        return self._puller.strength(self.lambda1, first), self._puller.strength(self.lambda2, second)
-
-    def _weighted(self) -> list[tuple[nn.Parameter, float, Tensor | float]]:
+    def _weighted(self, plain: float, guided: float) -> Iterator[tuple[nn.Parameter, float, Tensor | float]]:
         """(gamma, strength, weight) of every scale in this step (eq. 6)."""
-        plain, guided = self._strengths()
-        out: list[tuple[nn.Parameter, float, Tensor | float]] = []
         for scale in self._scales:
             if scale.name not in self._places:
-                out.append((scale.gamma, plain, 1.0))
+                yield scale.gamma, plain, 1.0
             elif scale.name in self._beta:
-                out.append((scale.gamma, guided, 1 - self._beta[scale.name].to(scale.gamma)))
-        return out
+                yield scale.gamma, guided, 1 - self._beta[scale.name].to(scale.gamma)
 
     def after_backward(self) -> None:
         for name, (total, count) in self._sums.items():
             self._beta[name] = min_max(_over_ranks(total, count))
         self._sums.clear()
-        for gamma, strength, weight in self._weighted():
-            self._puller.before_step(gamma, strength, weight)
+        if self.update == "subgradient":
+            first, second = self.pull if self.pull is not None else (None, None)
+            strengths = self._puller.gradient_strength(self.lambda1, first), self._puller.gradient_strength(self.lambda2, second)
+            for gamma, strength, weight in self._weighted(*strengths):
+                self._puller.before_step(gamma, strength, weight)
 
-    def after_step(self) -> None:
-        for gamma, strength, weight in self._weighted():
-            self._puller.after_step(gamma, strength, weight)
+    def after_step(self, lr: float | None = None) -> None:
+        if self.update == "proximal":
+            first, second = self.pull if self.pull is not None else (None, None)
+            thresholds = self._puller.threshold(self.lambda1, first, lr), self._puller.threshold(self.lambda2, second, lr)
+            for gamma, threshold, weight in self._weighted(*thresholds):
+                self._puller.after_step(gamma, threshold, weight)
 
     def log(self) -> dict[str, float]:
         now = sparsity(self._scales, self._median)

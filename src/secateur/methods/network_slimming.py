@@ -46,14 +46,16 @@ class NetworkSlimming(Method):
         self._puller.training = training
 
     def after_backward(self) -> None:
-        strength = self._puller.strength(self.lam, self.pull)
-        for scale in self._scales:
-            self._puller.before_step(scale.gamma, strength)
+        if self.update == "subgradient":
+            strength = self._puller.gradient_strength(self.lam, self.pull)
+            for scale in self._scales:
+                self._puller.before_step(scale.gamma, strength)
 
-    def after_step(self) -> None:
-        strength = self._puller.strength(self.lam, self.pull)
-        for scale in self._scales:
-            self._puller.after_step(scale.gamma, strength)
+    def after_step(self, lr: float | None = None) -> None:
+        if self.update == "proximal":
+            threshold = self._puller.threshold(self.lam, self.pull, lr)
+            for scale in self._scales:
+                self._puller.after_step(scale.gamma, threshold)
 
     def log(self) -> dict[str, float]:
         now = sparsity(self._scales, self._median)

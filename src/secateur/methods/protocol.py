@@ -60,8 +60,8 @@ class Method:
     def after_backward(self) -> None:
         """Gradients are there, the optimizer has not stepped."""
 
-    def after_step(self) -> None:
-        """The optimizer has stepped."""
+    def after_step(self, lr: float | None = None) -> None:
+        """The optimizer has stepped, with the given learning rate if it is known."""
 
     def after_epoch(self, epoch: int) -> None:
         """An epoch is over (0-based)."""

@@ -1,8 +1,8 @@
 """An L1 pull on scaling factors while training: by its subgradient, or decoupled from the optimizer by its proximal step.
 
 What moves a scale is the total pull, lambda * sum over steps of lr / (1 - momentum). A strength can be given either as lambda, the paper's
-way, or as that total. An optimizer such as Adam rescales gradients and the subgradient with them; the proximal step (a soft threshold of
-total / steps after every optimizer step) does not pass through the optimizer, and reaches exact zeros.
+way, or as that total. An optimizer such as Adam rescales gradients and the subgradient with them; the proximal step (a soft threshold
+after every optimizer step, in proportion to that step's learning rate) does not pass through the optimizer, and reaches exact zeros.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Puller:
 
     Attributes:
         update: "subgradient" (added to the gradient before the optimizer's step) or "proximal" (applied to the scale after it).
+        training: the schedule, once it is known.
     """
 
     update: str
@@ -38,35 +39,43 @@ class Puller:
         if self.update not in UPDATES:
             raise MethodError(f"update {self.update!r}; {nearest(self.update, UPDATES)}")
 
-    def strength(self, lam: float, pull: float | None) -> float:
-        """What one step applies: lambda for the subgradient, a threshold for the proximal step.
+    def gradient_strength(self, lam: float, pull: float | None) -> float:
+        """lambda of the subgradient.
 
         Raises:
             MethodError: it depends on the schedule, and `begin` has not told it.
         """
         facts = self.training
-        if self.update == "subgradient":
-            if pull is None:
-                return lam
-            if facts is None or facts.lr_sum <= 0:
-                raise MethodError("a total pull is spread over a schedule: call pruner.begin(steps=..., lr_sum=..., momentum=...) first")
-            return pull * (1 - facts.momentum) / facts.lr_sum
+        if pull is None:
+            return lam
+        if facts is None or facts.lr_sum <= 0:
+            raise MethodError("a total pull is spread over a schedule: call pruner.begin(steps=..., lr_sum=..., momentum=...) first")
+        return pull * (1 - facts.momentum) / facts.lr_sum
+
+    def threshold(self, lam: float, pull: float | None, lr: float | None) -> float:
+        """The soft threshold of one step: the total, shared out by learning rate, or evenly where that is not told.
+
+        Where the learning rate fades, the pull has to fade with it: the loss can only defend a scale as fast as the optimizer moves it.
+
+        Raises:
+            MethodError: it depends on the schedule, and `begin` has not told it.
+        """
+        facts = self.training
         if facts is None or facts.steps <= 0:
             raise MethodError("the proximal update is spread over a schedule: call pruner.begin(steps=..., lr_sum=...) first")
         total = pull if pull is not None else lam * facts.lr_sum / (1 - facts.momentum)
-        return total / facts.steps
+        return total * (lr / facts.lr_sum if lr is not None and facts.lr_sum > 0 else 1 / facts.steps)
 
     @torch.no_grad()
     def before_step(self, gamma: nn.Parameter, strength: float, weight: Tensor | float = 1.0) -> None:
         """The subgradient of strength * weight * |gamma|, added to its gradient."""
-        if self.update == "subgradient" and gamma.grad is not None:
+        if gamma.grad is not None:
             gamma.grad.add_(gamma.sign() * weight, alpha=strength)
 
     @torch.no_grad()
     def after_step(self, gamma: nn.Parameter, strength: float, weight: Tensor | float = 1.0) -> None:
         """The soft threshold strength * weight."""
-        if self.update == "proximal":
-            gamma.copy_(soft_threshold(gamma, strength * weight))
+        gamma.copy_(soft_threshold(gamma, strength * weight))
 
 
 def warn_if_not_sparse(small: float, used: str) -> list[str]:
