@@ -18,7 +18,6 @@ test: .venv/installed
 
 lint: .venv/installed
 	$(RUN) -m ruff check src tests examples
-	$(RUN) -m ruff format --check src tests examples
 	$(RUN) -m mypy
 	$(RUN) -c "from importlinter.cli import lint_imports_command as check; check()"
 
