@@ -95,7 +95,7 @@ class Recorder:
         assert self.model.norm.weight.grad is not None
         self.model.norm.weight.grad += self.strength * self.model.norm.weight.sign() * (1 + self.mean)
 
-    def after_step(self) -> None:
+    def after_step(self, lr: float | None = None) -> None:
         self.mean = 0.9 * self.mean + 0.1 * self.model.norm.weight.detach()
         self.steps += 1
 
@@ -343,8 +343,8 @@ def test_what_is_not_finite_stops_training_and_names_the_step(tmp_path: Path, fa
                 yield images, labels
 
     class PoisonedGradient(Recorder):
-        def after_step(self) -> None:
-            super().after_step()
+        def after_step(self, lr: float | None = None) -> None:
+            super().after_step(lr)
             if self.steps == 7:
                 self.model.first.weight.register_hook(lambda g: g * math.inf)
 

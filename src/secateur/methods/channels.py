@@ -69,12 +69,12 @@ def filter_scores(graph: Graph, norm: Callable[[Tensor], Tensor], reduce: str) -
     """A number per flattened filter, gathered to units.
 
     Args:
-        norm: (filters, elements) float64 -> (filters).
+        norm: (filters, elements) -> (filters).
         reduce: how the filters of one unit are put together.
     """
     parts = []
     with torch.no_grad():
         for info, dim, weight in filters(graph):
-            flat = weight.detach().movedim(dim, 0).flatten(1).double()
-            parts.append((units_along(graph, info, dim), norm(flat).cpu().numpy()))
+            flat = weight.detach().movedim(dim, 0).flatten(1)
+            parts.append((units_along(graph, info, dim), norm(flat).double().cpu().numpy()))
     return per_unit(graph, parts, reduce)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from secateur.graph import Graph
@@ -19,7 +20,7 @@ from secateur.methods.protocol import Method, Scores
 
 def l1_norm(filters: Tensor) -> Tensor:
     """(filters, elements) -> (filters): sum of absolute values."""
-    return filters.abs().sum(1)
+    return torch.linalg.vector_norm(filters, 1, dim=1)
 
 
 @dataclass

@@ -32,30 +32,39 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, optimizer: Opt
         PlanError: the plan names a tensor that the network lacks, or one of another shape.
     """
     check(model, plan)
-    target = model if inplace else copy_of(model)
-    old, new = state_of(model), state_of(target)
-    done: set[int] = set()
+    old, smaller = state_of(model), dict[int, Tensor]()
     for name, dims in plan.removed.items():
-        tensor = new[name]
-        if id(tensor) in done:
-            continue
-        done.add(id(tensor))
-        kept = {d: torch.as_tensor(plan.kept(name, d), device=tensor.device) for d in dims}
-        before = tensor.shape
-        gradient = None if tensor.grad is None else select(tensor.grad, kept)
-        tensor.grad = None
-        # The parameter object stays the same, so that whoever holds it (a plain list, an optimizer) sees it shrink.
-        tensor.data = select(tensor.data, kept)
-        tensor.grad = gradient
-        if optimizer is not None:
-            _cut_state(optimizer, old[name], before, kept)
+        tensor = old[name]
+        if id(tensor) not in smaller:
+            kept = {d: torch.as_tensor(plan.kept(name, d), device=tensor.device) for d in dims}
+            gradient = None if tensor.grad is None else select(tensor.grad, kept)
+            if optimizer is not None:
+                _cut_state(optimizer, tensor, kept)
+            smaller[id(tensor)] = _replace(tensor, select(tensor.detach(), kept), gradient, inplace)
+    # The copy takes the cut tensors as they are: what goes is never copied.
+    target = model if inplace else copy_of(model, smaller)
     modules = dict(target.named_modules())
     for module, values in plan.numbers.items():
         for attribute, value in values.items():
             setattr(modules[module], attribute, value)
     if optimizer is not None and not inplace:
+        new = state_of(target)
         _follow(optimizer, {id(old[name]): new[name] for name in old})
     return target
+
+
+def _replace(tensor: Tensor, data: Tensor, gradient: Tensor | None, inplace: bool) -> Tensor:
+    """The cut tensor: in place the same object, so that whoever holds it (a plain list, an optimizer) sees it shrink."""
+    if inplace:
+        tensor.grad = None
+        tensor.data = data
+        new = tensor
+    elif isinstance(tensor, nn.Parameter):
+        new = nn.Parameter(data, tensor.requires_grad)
+    else:
+        new = data
+    new.grad = gradient
+    return new
 
 
 def check(model: nn.Module, plan: Plan) -> None:
@@ -89,10 +98,10 @@ def select(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
     return new
 
 
-def _cut_state(optimizer: Optimizer, parameter: Tensor, shape: torch.Size, kept: Mapping[int, Tensor]) -> None:
+def _cut_state(optimizer: Optimizer, parameter: Tensor, kept: Mapping[int, Tensor]) -> None:
     state = optimizer.state.get(parameter)
     for key, value in (state or {}).items():
-        if isinstance(value, Tensor) and value.shape == shape:
+        if isinstance(value, Tensor) and value.shape == parameter.shape:
             state[key] = select(value, kept)
 
 
@@ -120,12 +129,16 @@ def silenced_state(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
     return out
 
 
-def copy_of(model: nn.Module) -> nn.Module:
-    """A copy of a network, also of one that `copy.deepcopy` refuses (lambdas are fine, open files and the like are shared)."""
+def copy_of(model: nn.Module, made: Mapping[int, Tensor]) -> nn.Module:
+    """A copy of a network, also of one that `copy.deepcopy` refuses (lambdas are fine, open files and the like are shared).
+
+    Args:
+        made: by id, tensors that the copy holds instead of copies of the network's own.
+    """
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, dict(made))
     except Exception:  # anything that the attributes of somebody's module raise
-        return _structural_copy(model, {})
+        return _structural_copy(model, dict(made))
 
 
 def _structural_copy(item: Any, made: dict[int, Any]) -> Any:

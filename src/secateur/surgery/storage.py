@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from secateur.errors import CheckpointError, PlanError
-from secateur.graph import state_of
 from secateur.plan import Plan
 from secateur.surgery.cut import apply
 
@@ -22,8 +21,8 @@ FORMAT = "1"
 def _persistent(model: nn.Module) -> dict[str, Tensor]:
     """The state dict with every tied tensor once, under its first name."""
     once: dict[int, str] = {}
-    names = set(model.state_dict().keys())
-    return {name: t.detach() for name, t in state_of(model).items() if name in names and once.setdefault(id(t), name) == name}
+    state = model.state_dict(keep_vars=True)
+    return {name: t.detach() for name, t in state.items() if isinstance(t, Tensor) and once.setdefault(id(t), name) == name}
 
 
 def save(path: str | Path, model: nn.Module, plan: Plan) -> None:

@@ -176,7 +176,7 @@ def _random_states(model: nn.Module, plan: Plan) -> tuple[dict[str, Tensor], dic
         elif id(tensor) in parameters or name.endswith(("running_mean", "running_var")):
             new = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5
         else:
-            return tensor.detach().double()  # a constant of the network: its values mean something
+            return tensor.detach().to(torch.float64, copy=True)  # a constant of the network: its values mean something
         return new.to(tensor.device)
 
     random = mapped_state(model, draw)

@@ -1,0 +1,73 @@
+"""What a training-time method adds to a training step: time and peak memory, as ratios to a plain step in the same run.
+
+    python benchmarks/training_step.py [--network segnet --width 64 --batch 8 --size 360x480 --pairs 20]
+
+Plain and guided steps alternate on the same network, so that a machine whose speed drifts slows both down alike; the ratio is the median
+over pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import time
+
+import torch
+import torch.nn.functional as F
+
+import secateur
+from secateur.models import create_model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", default="segnet")
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", default="360x480")
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--methods", nargs="+", default=["cap", "network_slimming"])
+    parser.add_argument("--threads", type=int, default=None)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    height, width = map(int, options.size.split("x"))
+    model = create_model(options.network, classes=11, width=options.width).to(device, memory_format=torch.channels_last).train()
+    x = torch.randn(options.batch, 3, height, width, device=device).contiguous(memory_format=torch.channels_last)
+    y = torch.randint(0, 11, (options.batch, height, width), device=device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+
+    def step(pruner: secateur.Pruner | None) -> float:
+        begin = time.perf_counter()
+        F.cross_entropy(model(x), y).backward()
+        if pruner is not None:
+            pruner.after_backward()
+        optimizer.step()
+        if pruner is not None:
+            pruner.after_step()
+        optimizer.zero_grad()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - begin
+
+    out = {"network": options.network, "width": options.width, "size": options.size, "batch": options.batch, "device": device,
+           "threads": torch.get_num_threads(), "pairs": options.pairs}  # fmt: skip
+    for method in options.methods:
+        step(None)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        ratios = []
+        for _ in range(options.pairs):
+            plain = step(None)
+            pruner = secateur.Pruner(model, x[:1], method=method)
+            ratios.append(step(pruner) / plain)
+            pruner.close()
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        out[method] = {"step_time_ratio": round(statistics.median(ratios), 4), "peak_memory_ratio": round(after / before, 4)}
+    print(json.dumps(out, indent=1))
+
+
+if __name__ == "__main__":
+    main()
