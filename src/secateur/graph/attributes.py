@@ -31,7 +31,7 @@ def _own(module: nn.Module, name: str, role: str, table: dict[str, int], shapes:
     if tensor is None:
         return None
     prefix = f"{name}." if name else ""
-    candidates = [f"{prefix}{role}", *(f"{prefix}parametrizations.{role}.original{i}" for i in ("", "0", "1")), f"{prefix}{role}_v"]
+    candidates = [f"{prefix}{role}", *(f"{prefix}parametrizations.{role}.original{i}" for i in ("", "0", "1")), f"{prefix}{role}_v", f"{prefix}{role}_orig"]
     for candidate in candidates:
         number = table.get(candidate)
         if number is not None and shapes.tensors[number].shape == tuple(tensor.shape):
@@ -62,9 +62,9 @@ def _roles(module: nn.Module) -> Iterator[tuple[str, str, int, int, int]]:
     if isinstance(module, _ConvNd):
         into, out = module.in_channels // module.groups, module.out_channels // module.groups
         transposed = isinstance(module, _ConvTransposeNd)
-        if module.groups > 1 and into == 1 and (not transposed or out == 1):  # depthwise: `groups` goes down
-            yield "in_channels", "weight", 0, 1, out
-            yield "out_channels", "weight", 0, 1, 1
+        if module.groups > 1 and into == 1:  # depthwise: `groups` goes down
+            yield "in_channels", "weight", 0, 1, 1 if transposed else out
+            yield "out_channels", "weight", 0, out if transposed else 1, 1
         elif transposed:
             yield "in_channels", "weight", 0, 1, 1
             yield "out_channels", "weight", 1, module.groups, 1

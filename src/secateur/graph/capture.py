@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,11 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import ModelError
+from secateur.graph.keep import attributes_kept
 
 _TORCH = str(Path(torch.__file__).parent)
 _HERE = str(Path(__file__).parent)
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,10 @@ class _Recorder(TorchDispatchMode):
                 values = tuple(self.values[id(t)] for t in tensors_in(output) if id(t) in self.values)
                 self.capture.calls.append((name, values))
 
-        hooks = (nn_module.register_module_forward_pre_hook(enter), nn_module.register_module_forward_hook(leave))
+        hooks = (
+            nn_module.register_module_forward_pre_hook(enter),
+            nn_module.register_module_forward_hook(leave, always_call=True),  # also where forward catches a module's error
+        )
         try:
             yield
         finally:
@@ -177,26 +182,38 @@ def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def run(model: nn.Module, state: Mapping[str, Tensor], example_inputs: Any) -> Any:
-    """The network's output on the example inputs, computed with `state` in place of its own tensors."""
+    """The network's output on the example inputs, computed with `state` in place of its own tensors; nothing stays in the network."""
     args, kwargs = as_call(example_inputs)
-    with warnings.catch_warnings():
+    while isinstance(model, _WRAPPERS):  # what spreads a network over devices is no part of it
+        model, state = model.module, {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    with attributes_kept(model), _eagerly(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the network's own habits (deprecated calls, values read from tensors) are not our news
         return torch.func.functional_call(model, dict(state), args, kwargs)
 
 
+def _eagerly() -> AbstractContextManager[Any]:
+    """Compiled parts run as plain Python."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and loading the compiler takes seconds
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
 def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer under every name it has, tied ones under all of them."""
+    """Every parameter and buffer under every name it has, tied ones under all of them; TorchScript's own can't be changed and are absent."""
     named = dict(model.named_parameters(remove_duplicate=False))
     named.update(model.named_buffers(remove_duplicate=False))
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, torch.jit.ScriptModule):
+            for name in [n for n in named if n.startswith(f"{prefix}." if prefix else "")]:
+                del named[name]
     return named
 
 
 @contextmanager
 def mode_of(model: nn.Module, training: bool) -> Iterator[None]:
     """Put the network into train or eval mode; every module's own mode comes back afterwards."""
-    before = [(module, module.training) for module in model.modules()]
-    # `nn.Module.train` in full, not `model.train`: some networks override it to keep layers frozen, and that is respected.
-    model.train(training)
+    before = [(module, module.training) for module in nn.Module.modules(model)]
+    model.train(training)  # the network's own: some override it to keep layers frozen, and that is respected
     try:
         yield
     finally:
@@ -236,9 +253,11 @@ def detached(name: str, tensor: Tensor) -> Tensor:
     return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
-def inputs_on_meta(example_inputs: Any) -> Any:
-    """The example inputs as meta tensors."""
-    return pytree.tree_map(lambda t: t.detach().to("meta") if isinstance(t, Tensor) else t, example_inputs)
+def fresh_inputs(example_inputs: Any, meta: bool) -> Any:
+    """The example inputs as meta tensors, or copied: some networks write into their inputs."""
+    return pytree.tree_map(
+        lambda t: (t.detach().to("meta") if meta else t.detach().clone()) if isinstance(t, Tensor) else t, example_inputs
+    )
 
 
 def capture(model: nn.Module, example_inputs: Any, *, training: bool, meta: bool = True) -> Capture:
@@ -253,11 +272,11 @@ def capture(model: nn.Module, example_inputs: Any, *, training: bool, meta: bool
     Raises:
         ModelError: the network itself fails on the example inputs.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(f"{type(model).__name__} is TorchScript, whose tensors can't be changed; prune the Python network that it was made of")
     record = Capture(training=training)
     recorder = _Recorder(record, {id(module): name for name, module in model.named_modules()})
-    inputs = twice(example_inputs) if training else example_inputs
-    if meta:
-        inputs = inputs_on_meta(inputs)
+    inputs = fresh_inputs(twice(example_inputs) if training else example_inputs, meta)
     state = mapped_state(model, to_meta if meta else detached)
     for name, tensor in state.items():
         record.names[name] = recorder.ref(tensor).value

@@ -33,13 +33,23 @@ class Track:
 
     Attributes:
         atoms: int64, one per index; FIXED or FREE where there is none. Views share this array, so that writing into a view shows.
-        zero: in the silenced network, the elements of removed atoms are exactly zero here. Lets sums over channels stay exact.
+        own_zero: what `zero` is, as far as it does not hang on what this is a view of.
         parent: the track that this one is a view of.
     """
 
     atoms: Atoms
-    zero: bool = False
+    own_zero: bool = False
     parent: Track | None = None
+
+    @property
+    def zero(self) -> bool:
+        """In the silenced network, the elements of removed atoms are exactly zero here. Lets sums over channels stay exact."""
+        track: Track | None = self
+        while track is not None:
+            if not track.own_zero:
+                return False
+            track = track.parent
+        return True
 
     @property
     def live(self) -> bool:
@@ -53,9 +63,10 @@ class Track:
         return Track(atoms, self.zero, self)
 
     def lose_zero(self) -> None:
+        """Written into: neither this nor anything that shares its memory is known to be zero any more."""
         track: Track | None = self
         while track is not None:
-            track.zero = False
+            track.own_zero = False
             track = track.parent
 
 
@@ -105,6 +116,7 @@ class Flow:
     unknown: dict[str, str] = field(default_factory=dict)  # operator without a rule -> where it was met first
     node: Node = None  # type: ignore[assignment]  # the one at work
     index: int = 0
+    places: dict[int, list[Track]] = field(default_factory=dict)  # value -> tracks of which it is a view of one index
     _slices: dict[tuple[int, int], list[tuple[int, int]]] = field(default_factory=dict)
 
     def walk(self, rules: dict[str, Callable[[Flow, Node], None]]) -> None:
@@ -115,7 +127,11 @@ class Flow:
                 self.barrier(f"no rule for {self.node.op}")
                 self.unknown.setdefault(self.node.op, str(self.node))
             else:
-                rule(self, self.node)
+                try:
+                    rule(self, self.node)
+                except Exception as error:  # a use of the operator that its rule did not think of
+                    self.barrier(f"the rule for {self.node.op} can't read this use of it ({type(error).__name__})")
+                    self.unknown.setdefault(self.node.op, str(self.node))
         self._settle_slices()
         for value in self.capture.outputs:
             for dim in self.layouts.get(value, []):
@@ -151,6 +167,20 @@ class Flow:
             if not all(track.zero for track in new):
                 for track in mine:
                     track.lose_zero()
+        self.wrote_constants(ref)
+
+    def wrote_constants(self, ref: Ref) -> None:
+        """What is FREE still and was written into at chosen places is not the same everywhere any more: all its places matter."""
+        spoilt = list(self.places.get(ref.value, ()))
+        for dim in self.get(ref):
+            for track in dim:
+                parent = track.parent
+                while parent is not None:
+                    if len(parent.atoms) != len(track.atoms):
+                        spoilt.append(parent)
+                    track, parent = parent, parent.parent
+        for track in spoilt:
+            track.atoms[track.atoms == FREE] = FIXED
 
     # -- what rules tell ------------------------------------------------------------------------------------------------------
 
@@ -170,14 +200,19 @@ class Flow:
         both = (a >= 0) & (b >= 0)
         if both.any():
             self.equalities.append((a[both], b[both]))
-        self.pin(a[b == FIXED], reason)
-        self.pin(b[a == FIXED], reason)
+        self.pin(a[b == FIXED], f"{reason}, beside a fixed index")
+        self.pin(b[a == FIXED], f"{reason}, beside a fixed index")
 
     def barrier(self, reason: str) -> None:
-        """Pin all that the node at work touches; its outputs carry nothing."""
+        """Pin all that the node at work touches; its outputs carry nothing, and what it writes into follows nothing."""
+        written = {out.value for out in self.node.outputs if out is not None}
         for ref in self.node.inputs():
             for dim in self.get(ref):
                 self.pin(dim, reason)
+                if ref.value in written:
+                    for track in dim:
+                        track.lose_zero()
+                        track.atoms[track.atoms == FREE] = FIXED
         for out in self.node.outputs:
             if out is not None and not any(out.value == ref.value for ref in self.node.inputs()):
                 self.set(out, [() for _ in self.shape(out)])
@@ -195,14 +230,19 @@ class Flow:
         self.taken.append(Choice(self.index, options, option, atoms[atoms >= 0]))
         return option
 
-    def follow(self, attribute: str, value: int, track: Track, each: int) -> None:
-        """The module at work keeps a number (of groups) that must go down with these channels; if it does not, they are pinned."""
-        module = self.modules.get(self.node.module)
-        known = getattr(module, attribute, None)
-        if module is not None and isinstance(known, int) and known == value:
-            self.numbers[(self.node.module, attribute)] = (track.atoms, each)
-        else:
-            self.pin(track, f"{self.node.op} with {attribute} written in the code")
+    def follow(self, attribute: str, value: int, track: Track, each: int, weight: Ref | None = None) -> bool:
+        """A number (of groups) must go down with these channels: kept by the module at work, or by the one whose weight this is.
+
+        Returns:
+            Whether such a module is known.
+        """
+        owners = [name.rpartition(".")[0] for name, value_ in self.capture.names.items() if weight is not None and value_ == weight.value]
+        for name in (self.node.module, *owners):
+            known = getattr(self.modules.get(name), attribute, None)
+            if isinstance(known, int) and known == value:
+                self.numbers[name, attribute] = (track.atoms, each)
+                return True
+        return False
 
     # -- merging dimensions ---------------------------------------------------------------------------------------------------
 

@@ -156,7 +156,7 @@ class Graph:
         """What a parameter, module or group is coupled to, and why it is pinned."""
         lines = []
         for group in self.find(name):
-            state = f"pinned: {group.pinned}" if group.pinned else f"{len(group)} units, prunable"
+            state = f"{len(group)} units, prunable" if _state(group) == "prunable" else _state(group)
             lines.append(f"{group.name}: {state}")
             counts = Counter((self.tensors[t].name, d) for t, d, _ in self.slots(group.units[0]))
             for (tensor, dim), count in counts.items():
@@ -165,7 +165,7 @@ class Graph:
         return "\n".join(lines)
 
     def __str__(self) -> str:
-        rows = [(g.name, str(len(g)), str(len(g.members)), f"pinned: {g.pinned}" if g.pinned else "prunable") for g in self.groups]
+        rows = [(g.name, str(len(g)), str(len(g.members)), _state(g)) for g in self.groups]
         head = ("group", "units", "members", "state")
         widths = [max(len(row[i]) for row in [head, *rows]) for i in range(3)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=False)) + f"  {row[3]}" for row in [head, *rows]]
@@ -174,6 +174,12 @@ class Graph:
         for flow in self.flows[:1]:
             lines.extend(f"no rule for {where}" for where in flow.unknown.values())
         return "\n".join([*lines, *self.notes])
+
+
+def _state(group: Group) -> str:
+    if group.pinned:
+        return f"pinned: {group.pinned}"
+    return "prunable" if len(group) > 1 else "a single unit, which stays"
 
 
 def _name(members: Sequence[tuple[str, int]], tensors: dict[str, TensorInfo]) -> str:

@@ -202,7 +202,7 @@ class _Trial:
         for flow in graph.flows:
             training = flow.capture.training
             inputs = twice(graph.example_inputs) if training else graph.example_inputs
-            self.runs.append((training, capturing.inputs_on_meta(inputs) if meta else inputs))
+            self.runs.append((training, inputs))
 
     def __call__(self, removed: NDArray[np.bool_]) -> str | None:
         graph = self.graph
@@ -227,7 +227,7 @@ class _Trial:
                 torch.random.fork_rng(devices=[]),
             ):
                 try:
-                    shapes = [tuple(t.shape) for t in tensors_in(run(graph.model, state, inputs))]
+                    shapes = [tuple(t.shape) for t in tensors_in(run(graph.model, state, capturing.fresh_inputs(inputs, self.meta)))]
                 except Exception as error:  # whatever the network's own code raises
                     return f"{type(error).__name__}: {capturing.first_line(error)}"
             expected = [flow.capture.shapes[value] for value in flow.capture.outputs]

@@ -33,7 +33,7 @@ class TensorInfo:
     def layout(self) -> Layout:
         """A fresh layout; silenced slices of a parameter or buffer are zero by definition."""
         return [
-            (Track(np.arange(first, first + n), zero=True),) if first >= 0 else ()
+            (Track(np.arange(first, first + n), own_zero=True),) if first >= 0 else ()
             for first, n in zip(self.first, self.shape, strict=True)
         ]
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from secateur.errors import CheckpointError, PlanError
+from secateur.files import atomic_path
 from secateur.plan import Plan
 from secateur.surgery.cut import apply
 
@@ -35,15 +35,8 @@ def save(path: str | Path, model: nn.Module, plan: Plan) -> None:
     """
     path = Path(path)
     tensors = {name: tensor.contiguous().clone() for name, tensor in _persistent(model).items()}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    try:
+    with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={"secateur": FORMAT, "plan": plan.to_json()})
-        with Path(temporary).open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], Plan]:
@@ -58,7 +51,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], Plan]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged or no safetensors file ({error})") from error
     if "plan" not in metadata:
@@ -90,20 +83,30 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
     except PlanError as error:
         raise CheckpointError(f"{path}: {error}") from error
     expected = _persistent(small)
-    missing, surplus = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    shapes = [
-        f"{name}: {tuple(tensors[name].shape)} in the file, {tuple(expected[name].shape)} in the network"
-        for name in sorted(expected.keys() & tensors.keys())
-        if tensors[name].shape != expected[name].shape
-    ]
-    problems = [
-        f"{what}: {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        for what, names in (("missing in the file", missing), ("not in the network", surplus), ("of another shape", shapes))
-        if names
-    ]
+    problems = misfits(expected, tensors)
     if problems:
-        raise CheckpointError(f"{path} does not belong to this {type(model).__name__}; " + "; ".join(problems))
+        raise CheckpointError(f"{path} does not belong to this {type(model).__name__}; {problems}")
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(tensors[name])
     return small
+
+
+def misfits(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """The names by which a file's tensors differ from a network's, a few of each kind; empty if they fit."""
+    shapes = [
+        f"{name} {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    kinds = {
+        "missing in the file": [name for name in expected if name not in found],
+        "not in the network": [name for name in found if name not in expected],
+        "of another shape": shapes,
+    }
+    return "; ".join(f"{kind}: {_some(names)}" for kind, names in kinds.items() if names)
+
+
+def _some(names: list[str], shown: int = 5) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

@@ -4,9 +4,21 @@ To add an operator, write a function `(flow, node) -> None` under `@rule("operat
 not here pins the channels that reach it, with its name in the reason.
 """
 
-from secateur.graph.rules import convolution, create, elementwise, join, linear, norm, pool, reduce, reshape, split
+from secateur.graph.rules import (
+    convolution,
+    create,
+    elementwise,
+    index,
+    join,
+    linear,
+    norm,
+    pool,
+    reduce,
+    reshape,
+    split,
+)
 from secateur.graph.rules.table import RULES, rule
 
 __all__ = [
-    "RULES", "convolution", "create", "elementwise", "join", "linear", "norm", "pool", "reduce", "reshape", "rule", "split",
+    "RULES", "convolution", "create", "elementwise", "index", "join", "linear", "norm", "pool", "reduce", "reshape", "rule", "split",
 ]  # fmt: skip

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from secateur.graph.capture import Node
-from secateur.graph.flow import Dim, Flow, Layout, Track
+from secateur.graph.capture import Node, Ref
+from secateur.graph.flow import FREE, Dim, Flow, Layout, Track
 from secateur.graph.rules.table import rule
 
 
@@ -28,7 +28,7 @@ def convolution(flow: Flow, node: Node) -> None:
         _meet(flow, source, into, "input of a convolution")
         out: Dim = (Track(out_of.atoms.copy(), out_of.zero),) if out_of else ()
     else:
-        out = _grouped(flow, groups, transposed, flow.shape(x)[1], source, into, out_of)
+        out = _grouped(flow, groups, transposed, x, weight, source, into, out_of)
     if bias is not None:
         size = flow.shape(node.outputs[0])[1]  # type: ignore[arg-type]
         out = flow.unify([out, flow.get(bias)[0]], [size, size], "bias of a convolution")
@@ -50,29 +50,15 @@ def _meet(flow: Flow, a: Track | None, b: Track | None, reason: str) -> None:
 
 
 def _grouped(
-    flow: Flow, groups: int, transposed: bool, channels: int, source: Track | None, into: Track | None, out_of: Track | None
+    flow: Flow, groups: int, transposed: bool, x: Ref, weight: Ref, source: Track | None, into: Track | None, out_of: Track | None
 ) -> Dim:
     """Grouped convolution: `groups` convolutions side by side, of `channels / groups` inputs each.
 
     One input per group (depthwise): group by group is removed, with its input and its outputs. Otherwise the number of groups stays,
     and all lose equally many: the i-th inputs of all groups go together, and so do the i-th outputs.
     """
-    per_group = channels // groups
-    multiplier = None if out_of is None else (len(out_of.atoms) if transposed else len(out_of.atoms) // groups)
-    if per_group == 1 and (not transposed or multiplier in (None, 1)):
-        first = into if transposed else out_of  # weight's dimension 0: (groups * multiplier)
-        if first is None:
-            if source is not None:
-                flow.pin(source, "depthwise convolution with a fixed weight")
-            return ()
-        table = first.atoms.reshape(groups, -1)
-        flow.follow("groups", groups, first, table.shape[1])
-        for column in table.T:
-            if source is None:
-                flow.pin(column, "depthwise convolution of a fixed input")
-            else:
-                flow.equate(source.atoms, column, "depthwise convolution")
-        return (Track(first.atoms.copy(), first.zero),)
+    if flow.shape(x)[1] == groups:
+        return _depthwise(flow, groups, transposed, weight, source, into, out_of)
     if transposed:
         # weight (I, O / groups): every input has its own row; the outputs' columns are shared by the groups.
         _meet(flow, source, into, "input of a grouped transposed convolution")
@@ -88,3 +74,32 @@ def _grouped(
         return ()
     flow.together(out_of.atoms.reshape(groups, -1), "groups of a convolution")
     return (Track(out_of.atoms.copy(), out_of.zero),)
+
+
+def _depthwise(
+    flow: Flow, groups: int, transposed: bool, weight: Ref, source: Track | None, into: Track | None, out_of: Track | None
+) -> Dim:
+    """One input per group: weight (groups * multiplier, 1, ...) or transposed (groups, multiplier, ...).
+
+    A number of groups that no module keeps is computed in the code, or written there, which the trial finds out.
+    """
+    first = into if transposed else out_of
+    if first is None:
+        if source is not None:
+            flow.pin(source, "depthwise convolution with a fixed weight")
+        return ()
+    if transposed and out_of is not None:
+        flow.pin(out_of, "outputs of every channel of a depthwise transposed convolution")
+    each = len(first.atoms) // groups
+    if (first.atoms >= 0).any():
+        flow.follow("groups", groups, first, each, weight)
+    if source is None:
+        flow.pin(first, "depthwise convolution of a fixed input")
+        return ()
+    for column in first.atoms.reshape(groups, -1).T:
+        flow.equate(source.atoms, column, "depthwise convolution")
+    # A filter that is made on the fly (FREE) follows the channels.
+    out = np.where(first.atoms == FREE, np.repeat(source.atoms, each), first.atoms)
+    if transposed:
+        out = np.repeat(out, flow.shape(weight)[1])
+    return (Track(out, first.zero or source.zero),)

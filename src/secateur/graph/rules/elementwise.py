@@ -20,7 +20,7 @@ _CHANGE_ZERO = (
     "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor", "atan2", "rsub",
 )  # fmt: skip
 _SUMS = ("add", "sub", "maximum", "minimum", "lerp", "fmax", "fmin", "bitwise_or", "where", "addcmul", "addcdiv")
-_PRODUCTS = ("mul", "div", "_prelu_kernel", "prelu", "floor_divide", "masked_fill", "native_dropout", "true_divide")
+_PRODUCTS = ("mul", "div", "floor_divide", "masked_fill", "native_dropout", "true_divide")
 
 # A view of the whole tensor: labels are shared, so that writing into it shows in the original.
 _SAME_MEMORY = ("alias", "detach", "lift_fresh", "lift")
@@ -110,7 +110,17 @@ def products(flow: Flow, node: Node) -> None:
     if division and out is not None and out != refs[0] and flow.shape(out) == flow.shape(refs[0]):
         for new, old in zip(flow.get(out), flow.get(refs[0]), strict=True):
             for track in new:  # a quotient is zero where its numerator is
-                track.zero = bool(old) and all(t.zero for t in old)
+                track.own_zero = bool(old) and all(t.zero for t in old)
+
+
+@rule("_prelu_kernel", "prelu")
+def prelu(flow: Flow, node: Node) -> None:
+    """max(x, 0) + weight * min(x, 0): zero where x is."""
+    _elementwise(flow, node, "never")
+    x, out = flow.get(node.args[0]), flow.get(node.outputs[0])  # type: ignore[arg-type]
+    for new, old in zip(out, x, strict=True):
+        for track in new:
+            track.own_zero = bool(old) and all(t.zero for t in old)
 
 
 @rule("copy_", "copy")
@@ -122,7 +132,7 @@ def copy(flow: Flow, node: Node) -> None:
     spoken = [()] * rank + flow.get(source)
     for new, old in zip(layout, spoken, strict=True):
         for track, origin in zip(new, old, strict=False):
-            track.zero = origin.zero
+            track.own_zero = origin.zero
     _finish(flow, node, layout)
 
 
@@ -133,8 +143,9 @@ def refill(flow: Flow, node: Node) -> None:
         for dim in flow.get(node.args[0]):
             for track in dim:
                 track.lose_zero()
+    flow.wrote_constants(node.args[0])
 
 
-@rule("_assert_async", "_assert_tensor_metadata", "set_", "record_stream", "sym_size", "sym_numel", "is_same_size")
+@rule("_assert_async", "_assert_tensor_metadata", "set_", "record_stream", "sym_size", "sym_numel", "is_same_size", "equal")
 def nothing(flow: Flow, node: Node) -> None:
     """Looks at tensors without passing anything on."""

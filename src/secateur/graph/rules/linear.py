@@ -35,7 +35,7 @@ def matmul(flow: Flow, node: Node) -> None:
     flow.set(node.outputs[0], product(flow, node.args[0], node.args[1]))
 
 
-@rule("mv", "dot")
+@rule("mv", "dot", "vdot")
 def vectors(flow: Flow, node: Node) -> None:
     left, right = flow.get(node.args[0]), flow.get(node.args[1])
     contract(flow, left[-1], right[0], "summed over in a product")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from secateur.graph.capture import Node, Ref
-from secateur.graph.flow import Flow, Track, copied
+from secateur.graph.flow import Flow, Track, argument, copied
 from secateur.graph.rules.table import rule
 
 
@@ -18,6 +18,9 @@ def batch_norm(flow: Flow, node: Node) -> None:
     for ref in (weight, *others):
         if ref is not None:
             channel = flow.unify([channel, flow.get(ref)[0]], [size, size], "batch norm", "all")
+    if "with_update" in node.op or any(a is True for a in node.args[3:6]):  # training: statistics over the batch and space
+        for dim in (layout[0], *layout[2:]):
+            flow.pin(dim, "normalised over by a batch norm")
     out = copied(layout, zero=False)
     out[1] = tuple(Track(t.atoms, _silent(flow, x, weight, others[0])) for t in channel)
     flow.set(node.outputs[0], out)
@@ -66,7 +69,10 @@ def group_norm(flow: Flow, node: Node) -> None:
             channel = flow.unify([channel, flow.get(ref)[0]], [size, size], "group norm")
     for track in channel:
         flow.together(track.atoms.reshape(groups, -1).T, "normalised together by a group norm")
-        flow.follow("num_groups", groups, track, size // groups)
+        if groups == 1:
+            flow.pin(track, "normalised over by a group norm with one group")
+        elif not flow.follow("num_groups", groups, track, size // groups, weight):
+            flow.pin(track, "group norm with num_groups written in the code")
     for dim in layout[2:]:
         flow.pin(dim, "normalised over by a group norm")
     out = copied(layout, zero=False)
@@ -75,3 +81,20 @@ def group_norm(flow: Flow, node: Node) -> None:
     for extra in node.outputs[1:]:
         if extra is not None:
             flow.set(extra, [()] * len(flow.shape(extra)))
+
+
+@rule("_weight_norm_interface")
+def weight_norm(flow: Flow, node: Node) -> None:
+    """v * (g / |v|), the norm over all dimensions but one: slices of zero along the others leave it as it is."""
+    v, g = node.args[:2]
+    d = argument(node, 2, "dim", 0) % len(flow.shape(v))
+    directions, lengths = flow.get(v), flow.get(g)
+    for other, dim in enumerate(directions):
+        if other != d and not all(track.zero for track in dim):
+            flow.pin(dim, "normalised over by weight norm")
+    out = copied(directions)
+    size = flow.shape(v)[d]
+    out[d] = flow.unify([directions[d], lengths[d]], [size, flow.shape(g)[d]], "weight norm", "never")
+    flow.pin(out[d], "weight norm divides by the length of a silenced filter, zero")
+    flow.set(node.outputs[0], out)
+    flow.set(node.outputs[1], copied(lengths, zero=False))

@@ -30,8 +30,8 @@ def pool(flow: Flow, node: Node) -> None:
     """Values and, for max-pooling, the indices carry the same channels. Averages and maxima of zeros are zero."""
     rank = next(r for name, r in _RANK.items() if name in node.op)
     layout = _space(flow, node, flow.get(node.args[0]), rank)
-    for out in node.outputs:
-        flow.set(out, copied(layout))
+    for i, out in enumerate(node.outputs):
+        flow.set(out, copied(layout, zero=None if i == 0 else False))  # behind the values: the places of the maxima
 
 
 @rule("max_unpool2d", "max_unpool3d")

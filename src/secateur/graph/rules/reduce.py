@@ -57,3 +57,11 @@ def mixing(flow: Flow, node: Node) -> None:
     out = [() if d in dims else dim for d, dim in enumerate(layout)]
     for ref in node.outputs:
         flow.set(ref, copied(out, zero=zero))
+
+
+@rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention",
+      "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_fused_attention_overrideable",
+      "_scaled_dot_product_attention_math")  # fmt: skip
+def attention(flow: Flow, node: Node) -> None:
+    """Scores are divided by a root of the head's width, which would change."""
+    flow.barrier("attention scores, scaled by the width of a head")

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from secateur.graph.capture import Node
-from secateur.graph.flow import FREE, Atoms, Dim, Flow, Layout, Track, argument
+from secateur.graph.flow import FREE, Atoms, Dim, Flow, Layout, Track, argument, copied
 from secateur.graph.rules.table import rule
 
 
@@ -146,3 +146,34 @@ def pixel_unshuffle(flow: Flow, node: Node) -> None:
         flow.pin(dim, "pixel unshuffle works along this dimension")
     out = tuple(Track(np.repeat(t.atoms, factor * factor), t.zero) for t in layout[-3])
     flow.set(node.outputs[0], [*layout[:-3], out, (), ()])
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(flow: Flow, node: Node) -> None:
+    """(N, g n, ...) -> (N, n g, ...): the i-th channels of all groups come to stand together, and go together."""
+    layout, groups = flow.get(node.args[0]), int(node.args[1])
+    out = []
+    for track in layout[1]:
+        table = track.atoms.reshape(groups, -1)
+        flow.together(table, "shuffled between groups")
+        out.append(Track(table.T.reshape(-1), track.zero))
+    flow.set(node.outputs[0], [*copied(layout[:1]), tuple(out), *copied(layout[2:])])
+
+
+@rule("im2col")
+def unfold(flow: Flow, node: Node) -> None:
+    """(N, C, H, W) -> (N, C kh kw, L): every channel becomes as many as a patch has pixels."""
+    layout, kernel = flow.get(node.args[0]), list(node.args[1])
+    for dim in layout[-2:]:
+        flow.pin(dim, "unfolded along this dimension")
+    out = tuple(Track(np.repeat(t.atoms, kernel[0] * kernel[1]), t.zero) for t in layout[-3])
+    flow.set(node.outputs[0], [*copied(layout[:-3]), out, ()])
+
+
+@rule("col2im")
+def fold(flow: Flow, node: Node) -> None:
+    """(N, C kh kw, L) -> (N, C, H, W): the pixels of a patch go together."""
+    layout, kernel = flow.get(node.args[0]), list(node.args[2])
+    flow.pin(layout[-1], "folded along this dimension")
+    out = tuple(Track(flow.together(t.atoms.reshape(-1, kernel[0] * kernel[1]).T, "folded"), t.zero) for t in layout[-2])
+    flow.set(node.outputs[0], [*copied(layout[:-2]), out, (), ()])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from secateur.graph.capture import Node
-from secateur.graph.flow import Flow, Track, argument
+from secateur.graph.flow import Flow, Track, argument, copied
 from secateur.graph.rules.table import rule
 
 
@@ -56,4 +56,18 @@ def single_index(flow: Flow, node: Node) -> None:
     layout = flow.get(x)
     flow.pin(layout[d], f"{node.op} along this dimension")
     for out in node.outputs:
-        flow.set(out, [*layout[:d], *layout[d + 1 :]])
+        if out is not None:
+            flow.set(out, [*layout[:d], *layout[d + 1 :]])
+            flow.places[out.value] = [*flow.places.get(x.value, ()), *layout[d]]
+
+
+@rule("glu")
+def glu(flow: Flow, node: Node) -> None:
+    """First half times the sigmoid of the second: the i-th of each go together."""
+    layout = list(flow.get(node.args[0]))
+    d = argument(node, 1, "dim", -1) % len(layout)
+    half = []
+    for track in layout[d]:
+        table = track.atoms.reshape(2, -1)
+        half.append(Track(flow.together(table, "halves of a gated linear unit"), track.zero))
+    flow.set(node.outputs[0], [*copied(layout[:d]), tuple(half), *copied(layout[d + 1 :])])

@@ -1,0 +1,75 @@
+"""Leave no trace: what a forward pass writes into its modules' attributes is taken back afterwards.
+
+Networks cache grids, count calls, keep features of the last batch, and old-style weight and spectral norm store the computed weight as
+a plain attribute. A run on meta tensors would leave tensors without data in their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+_SWAPPED = ("_parameters", "_buffers", "_modules")  # what they hold is swapped for the run anyway
+
+
+@contextmanager
+def attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Put back every module's attributes, the containers among them, and the values of tensors that are neither parameters nor buffers."""
+    kept = _Kept()
+    for module in nn.Module.modules(model):
+        kept.note(vars(module))
+        if isinstance(module, torch.jit.ScriptModule):  # its tensors can't be swapped: a run changes the real ones
+            for tensor in (*module.parameters(), *module.buffers()):
+                kept.note_tensor(tensor)
+    try:
+        yield
+    finally:
+        kept.restore()
+
+
+class _Kept:
+    def __init__(self) -> None:
+        self.containers: list[tuple[Any, Any]] = []
+        self.tensors: dict[int, tuple[Tensor, Tensor]] = {}
+        self.seen: set[int] = set()
+
+    def note(self, attributes: dict[str, Any]) -> None:
+        """The content of a module's attributes and of all lists, dicts and sets inside them."""
+        self.containers.append((attributes, dict(attributes)))
+        pending: list[Any] = []
+        for name, value in attributes.items():
+            if name not in _SWAPPED:
+                pending.append(value)
+            elif type(value) is dict:
+                self.containers.append((value, dict(value)))
+        while pending:
+            item = pending.pop()
+            if type(item) is Tensor:
+                self.note_tensor(item)
+            elif type(item) in (list, dict, set, tuple) and id(item) not in self.seen:
+                self.seen.add(id(item))
+                if type(item) is not tuple:
+                    self.containers.append((item, item.copy()))
+                pending.extend(item.values() if isinstance(item, dict) else item)
+
+    def note_tensor(self, tensor: Tensor) -> None:
+        if id(tensor) not in self.tensors and not tensor.is_inference():
+            with _disable_current_modes():  # no part of what is recorded
+                self.tensors[id(tensor)] = (tensor, tensor.detach().clone())
+
+    def restore(self) -> None:
+        for container, content in self.containers:
+            if isinstance(container, list):
+                container[:] = content
+            else:
+                container.clear()
+                container.update(content)
+        with torch.no_grad(), _disable_current_modes():
+            for tensor, value in self.tensors.values():
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
