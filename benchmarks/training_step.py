@@ -2,8 +2,8 @@
 
     python benchmarks/training_step.py [--network segnet --width 64 --batch 8 --size 360x480 --pairs 20]
 
-Plain and guided steps alternate on the same network, so that a machine whose speed drifts slows both down alike; the ratio is the median
-over pairs.
+Plain and guided steps alternate on the same network, so that a machine whose speed drifts slows both down alike; the
+ratio is the median over pairs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     height, width = map(int, options.size.split("x"))
-    model = create_model(options.network, classes=11, width=options.width).to(device, memory_format=torch.channels_last).train()
+    model = (
+        create_model(options.network, classes=11, width=options.width)
+        .to(device, memory_format=torch.channels_last)
+        .train()
+    )
     x = torch.randn(options.batch, 3, height, width, device=device).contiguous(memory_format=torch.channels_last)
     y = torch.randint(0, 11, (options.batch, height, width), device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
@@ -53,8 +57,7 @@ def main() -> None:
             torch.cuda.synchronize()
         return time.perf_counter() - begin
 
-    out = {"network": options.network, "width": options.width, "size": options.size, "batch": options.batch, "device": device,
-           "threads": torch.get_num_threads(), "pairs": options.pairs}  # fmt: skip
+    out = {**vars(options), "device": device, "threads": torch.get_num_threads()}
     for method in options.methods:
         step(None)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -65,7 +68,10 @@ def main() -> None:
             ratios.append(step(pruner) / plain)
             pruner.close()
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        out[method] = {"step_time_ratio": round(statistics.median(ratios), 4), "peak_memory_ratio": round(after / before, 4)}
+        out[method] = {
+            "step_time_ratio": round(statistics.median(ratios), 4),
+            "peak_memory_ratio": round(after / before, 4),
+        }
     print(json.dumps(out, indent=1))
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from secateur.errors import CheckpointError
+from secateur.files import atomic_path, is_temporary, write_json
 from secateur.training.checkpoint import CheckpointFolder, read_state, write_state
-from secateur.training.files import atomic_path, is_temporary, write_json
 from secateur.training.random_state import get_random_state, seed_everything, set_random_state
 
 

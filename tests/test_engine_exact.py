@@ -52,7 +52,10 @@ def test_the_contract_literally(name: str) -> None:
     result = secateur.prune(model, zoo.example().double(), method="random", pruning_ratio=0.6)
     x = torch.randn(3, 3, 16, 20, dtype=torch.float64)
     for training in (False, True):
-        silent, small = silenced_by_hand(model, result.plan).train(training), copy.deepcopy(result.model).train(training)
+        silent, small = (
+            silenced_by_hand(model, result.plan).train(training),
+            copy.deepcopy(result.model).train(training),
+        )
         for module in [*silent.modules(), *small.modules()]:
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 module.eval()
@@ -99,7 +102,9 @@ def test_every_random_plan_of_prunable_units_is_exact(name: str) -> None:
 
 
 def test_a_wrong_cut_is_found_out() -> None:
-    """The verification can fail: another channel than the plan says, in weights that are fresh from their initialisation."""
+    """The verification can fail: another channel than the plan says, in weights that are fresh from their
+    initialisation.
+    """
     model = zoo.NETWORKS["resnet_basic"]().double()
     nn.init.zeros_(model.blocks[1].bn2.weight)  # as networks initialised for training hide their branches
     x = zoo.example().double()
@@ -190,7 +195,10 @@ def test_tuple_and_dict_inputs() -> None:
     for inputs in ((x, y), {"y": y, "x": x, "scale": 2.0}):
         model = zoo.randomise(Two())
         graph = secateur.trace(model, inputs)
-        assert all(graph.groups[graph.solution.group_of[u]].pinned is None for u in np.flatnonzero(graph.residual & graph.prunable))
+        assert all(
+            graph.groups[graph.solution.group_of[u]].pinned is None
+            for u in np.flatnonzero(graph.residual & graph.prunable)
+        )
         result = secateur.prune(model, inputs, method="random", pruning_ratio=0.0)
         assert result.report.ok if result.report else True
         assert len(result.plan) == 0

@@ -60,8 +60,18 @@ def test_shared_pooling_indices_couple_encoder_and_decoder() -> None:
 def test_concatenation_keeps_every_index_apart() -> None:
     graph = secateur.trace(zoo.build("nested"), zoo.example())
     # head reads [b 6, c 8, a 4, a 4, b 6]
-    assert slices(graph, "b.0", 2) >= {("b.0.weight", 0, 2), ("c.0.weight", 1, 6), ("head.weight", 1, 2), ("head.weight", 1, 24)}
-    assert slices(graph, "a.0", 1) >= {("a.0.weight", 0, 1), ("c.0.weight", 1, 1), ("head.weight", 1, 15), ("head.weight", 1, 19)}
+    assert slices(graph, "b.0", 2) >= {
+        ("b.0.weight", 0, 2),
+        ("c.0.weight", 1, 6),
+        ("head.weight", 1, 2),
+        ("head.weight", 1, 24),
+    }
+    assert slices(graph, "a.0", 1) >= {
+        ("a.0.weight", 0, 1),
+        ("c.0.weight", 1, 1),
+        ("head.weight", 1, 15),
+        ("head.weight", 1, 19),
+    }
 
 
 def test_the_same_tensor_twice() -> None:
@@ -75,7 +85,11 @@ def test_depthwise_goes_group_by_group() -> None:
     graph = secateur.trace(zoo.build("inverted"), zoo.example())
     # 8 channels, two filters each: filters 2 i and 2 i + 1 belong to channel i
     unit = next(g for g in graph.groups if ("wider.0.weight", 0) in g.members).units[3]
-    found = {(graph.tensors[t].name, i) for t, d, i in graph.slots(unit) if graph.tensors[t].name in ("wider.0.weight", "head.weight")}
+    found = {
+        (graph.tensors[t].name, i)
+        for t, d, i in graph.slots(unit)
+        if graph.tensors[t].name in ("wider.0.weight", "head.weight")
+    }
     assert found == {("wider.0.weight", 6), ("wider.0.weight", 7), ("head.weight", 6), ("head.weight", 7)}
 
 
@@ -88,7 +102,9 @@ def test_grouped_convolution_loses_the_ith_of_each_group() -> None:
 
 def test_flattened_maps_carry_all_their_pixels() -> None:
     graph = secateur.trace(zoo.build("flat"), zoo.example())
-    columns = sorted(i for t, d, i in graph.slots(graph.find("b.0")[0].units[2]) if graph.tensors[t].name == "fc1.weight" and d == 1)
+    columns = sorted(
+        i for t, d, i in graph.slots(graph.find("b.0")[0].units[2]) if graph.tensors[t].name == "fc1.weight" and d == 1
+    )
     assert columns == list(range(32, 48))
 
 
@@ -128,7 +144,9 @@ def test_a_size_written_in_the_code_is_found_by_running_again() -> None:
 
 
 def test_the_other_factor_is_tried_when_a_reshape_leaves_a_choice() -> None:
-    """view(b, 2, 16, ...) keeps 16 by default; here it is the 2 parts' own size that is literal and the other that follows."""
+    """view(b, 2, 16, ...) keeps 16 by default; here it is the 2 parts' own size that is literal and the other that
+    follows.
+    """
 
     class Parts(nn.Module):
         def __init__(self) -> None:
@@ -225,7 +243,9 @@ def test_every_rule_has_an_operator() -> None:
 
 def test_conv1d_conv3d_and_instance_like_norms() -> None:
     one = nn.Sequential(nn.Conv1d(3, 8, 3), nn.BatchNorm1d(8), nn.ReLU(), nn.Conv1d(8, 4, 3))
-    three = nn.Sequential(nn.Conv3d(3, 8, 3), nn.BatchNorm3d(8), nn.ReLU(), nn.MaxPool3d(2), nn.ConvTranspose3d(8, 4, 2))
+    three = nn.Sequential(
+        nn.Conv3d(3, 8, 3), nn.BatchNorm3d(8), nn.ReLU(), nn.MaxPool3d(2), nn.ConvTranspose3d(8, 4, 2)
+    )
     for model, x in ((one, torch.randn(2, 3, 16)), (three, torch.randn(2, 3, 8, 8, 8))):
         result = secateur.prune(zoo.randomise(model), x, method="l1", pruning_ratio=0.5)
         assert result.report.ok and result.model[0].out_channels == 4

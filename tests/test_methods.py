@@ -19,7 +19,7 @@ from secateur.methods.guided import places
 from secateur.methods.sparsify import soft_threshold
 from secateur.models import create_model
 
-# -- CAGM (CAP, eqs. 1 and 2) ------------------------------------------------------------------------------------------------------
+# CAGM (CAP, eqs. 1 and 2)
 
 
 def affinity_by_the_paper(features: Tensor) -> Tensor:
@@ -34,7 +34,14 @@ def affinity_by_the_paper(features: Tensor) -> Tensor:
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(n=st.integers(1, 3), c=st.integers(1, 9), h=st.integers(1, 6), w=st.integers(1, 6), relu=st.booleans(), seed=st.integers(0, 99))
+@given(
+    n=st.integers(1, 3),
+    c=st.integers(1, 9),
+    h=st.integers(1, 6),
+    w=st.integers(1, 6),
+    relu=st.booleans(),
+    seed=st.integers(0, 99),
+)
 def test_linear_form_equals_the_matrix_form(n: int, c: int, h: int, w: int, relu: bool, seed: int) -> None:
     x = torch.randn(n, c, h, w, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     x = F.relu(x) if relu else x
@@ -53,7 +60,9 @@ def test_guiding_factors_by_hand() -> None:
     assert row_sums(x).tolist() == [[3.0, 3.0, 12.0]]
     assert guiding_factors(x).tolist() == [[0.0, 0.0, 1.0]]
     # batch: the mean over samples, min-max over channels again
-    assert batch_beta(torch.tensor([[0.0, 0.5, 1.0], [1.0, 0.5, 0.0], [0.0, 0.5, 1.0]])).tolist() == pytest.approx([0.0, 0.5, 1.0])
+    assert batch_beta(torch.tensor([[0.0, 0.5, 1.0], [1.0, 0.5, 0.0], [0.0, 0.5, 1.0]])).tolist() == pytest.approx(
+        [0.0, 0.5, 1.0]
+    )
 
 
 def test_degenerate_maps_give_zero_never_nan() -> None:
@@ -79,7 +88,9 @@ def test_no_square_matrix_of_channels_is_ever_allocated() -> None:
 
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
-            self.seen.extend(tuple(t.shape) for t in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(t, Tensor))
+            self.seen.extend(
+                tuple(t.shape) for t in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(t, Tensor)
+            )
             return out
 
     for layout in (torch.contiguous_format, torch.channels_last):
@@ -88,7 +99,7 @@ def test_no_square_matrix_of_channels_is_ever_allocated() -> None:
         assert shapes.seen and not any(shape.count(97) > 1 for shape in shapes.seen)
 
 
-# -- CAGS (eq. 6) ------------------------------------------------------------------------------------------------------------------
+# CAGS (eq. 6)
 
 
 def train_step(model: nn.Module, x: Tensor) -> None:
@@ -201,7 +212,7 @@ def test_pull_needs_the_schedule() -> None:
     model = zoo.build("plain").train()
     pruner = secateur.Pruner(model, zoo.example(), method="cap", position="all", pull=(0.1, 1.0))
     train_step(model, zoo.example())
-    with pytest.raises(MethodError, match="pruner.begin"):
+    with pytest.raises(MethodError, match=r"pruner\.begin"):
         pruner.after_backward()
 
 
@@ -211,7 +222,7 @@ def test_a_sparsity_that_has_not_acted_is_warned_about() -> None:
     assert any("hardly acted" in text for text in result.warnings)
 
 
-# -- where CAGM sits ---------------------------------------------------------------------------------------------------------------
+# where CAGM sits
 
 
 def guided(model: nn.Module, position: object = "adjacent", side: str = "after", size: int = 64) -> list[str]:
@@ -236,7 +247,7 @@ def test_places_in_a_pyramid_are_its_branches() -> None:
 def test_places_by_name() -> None:
     model = create_model("unet", classes=5, width=8)
     assert guided(model, ["decoder.stage1"]) == ["decoder.stage1.bn1.weight", "decoder.stage1.bn2.weight"]
-    with pytest.raises(MethodError, match="did you mean 'decoder.stage1.bn2'"):
+    with pytest.raises(MethodError, match=r"did you mean 'decoder\.stage1\.bn2'"):
         guided(model, ["decoder.stage1.bn3"])
 
 
@@ -262,7 +273,12 @@ def test_the_feature_map_is_read_behind_the_activation() -> None:
     class Leaky(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.b, self.bn, self.c = zoo.conv_bn(3, 8), nn.Conv2d(8, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 5, 1)
+            self.a, self.b, self.bn, self.c = (
+                zoo.conv_bn(3, 8),
+                nn.Conv2d(8, 6, 3),
+                nn.BatchNorm2d(6),
+                nn.Conv2d(6, 5, 1),
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             y = F.leaky_relu(self.bn(self.b(F.avg_pool2d(self.a(x), 2))), 0.3, inplace=True)
@@ -276,7 +292,7 @@ def test_the_feature_map_is_read_behind_the_activation() -> None:
     torch.testing.assert_close(pruner.method.beta["bn.weight"], batch_beta(guiding_factors(model.map)))
 
 
-# -- scores ------------------------------------------------------------------------------------------------------------------------
+# scores
 
 
 def test_l1_is_the_mean_absolute_weight_of_the_filter() -> None:
@@ -291,7 +307,7 @@ def test_l1_is_the_mean_absolute_weight_of_the_filter() -> None:
 
 
 def test_scores_of_coupled_channels() -> None:
-    """SegNet's shared indices: the smaller of the two scales decides (a channel removed in either is removed in both)."""
+    """SegNet's shared indices: the smaller of the two scales decides (a channel gone in either is gone in both)."""
     model = zoo.build("segnet")
     graph = secateur.trace(model, zoo.example())
     group = next(g for g in graph.groups if ("e1.0.weight", 0) in g.members)
@@ -306,7 +322,13 @@ def test_residual_sums_are_protected_unless_told_otherwise() -> None:
     assert np.isinf(scores[graph.residual]).all() and np.isfinite(scores[graph.prunable & ~graph.residual]).all()
     free = secateur.score(graph, "cap", protect_residual=False)
     assert np.isfinite(free[graph.prunable]).all()
-    inner = {name for g in graph.groups if np.isfinite(scores[g.units[0]]) for name, _ in g.members if name.endswith("weight")}
+    inner = {
+        name
+        for g in graph.groups
+        if np.isfinite(scores[g.units[0]])
+        for name, _ in g.members
+        if name.endswith("weight")
+    }
     assert "blocks.0.conv1.weight" in inner and "blocks.0.bn3.weight" not in inner
 
 
@@ -317,8 +339,13 @@ def test_random_is_the_same_for_the_same_seed() -> None:
 
 
 def test_networks_without_batch_norm_are_told_what_to_use() -> None:
-    with pytest.raises(MethodError, match="no batch norm.*l1"):
-        secateur.prune(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 1)), zoo.example(), method="bn_scale", pruning_ratio=0.5)
+    with pytest.raises(MethodError, match=r"no batch norm.*l1"):
+        secateur.prune(
+            nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 1)),
+            zoo.example(),
+            method="bn_scale",
+            pruning_ratio=0.5,
+        )
 
 
 def test_unknown_methods_and_options_are_named() -> None:
@@ -331,7 +358,7 @@ def test_unknown_methods_and_options_are_named() -> None:
         secateur.Pruner(model, zoo.example(), method="network_slimming", update="adam")
 
 
-# -- conformity: every method in the table ----------------------------------------------------------------------------------------
+# conformity: every method in the table
 
 
 @pytest.mark.parametrize("method", list_methods())
@@ -383,7 +410,10 @@ def test_interrupted_and_resumed_equals_uninterrupted(method: str) -> None:
     steps(model, pruner, optimizer, 2)
     again = pruner.finish(pruning_ratio=0.4)
     assert whole.plan == again.plan
-    assert all(torch.equal(a, b) for a, b in zip(whole.model.state_dict().values(), again.model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.model.state_dict().values(), again.model.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("method", list_methods())
@@ -404,7 +434,9 @@ def test_a_users_own_method_needs_no_registration() -> None:
 
     result = secateur.prune(zoo.build("plain"), zoo.example(), method=Last(), pruning_ratio=0.25)
     assert result.plan.removed["b.0.weight"][0] == (7, 8, 9, 10, 11)
-    result = secateur.prune(zoo.build("plain"), zoo.example(), method=lambda graph: np.arange(graph.units), pruning_ratio=0.25)
+    result = secateur.prune(
+        zoo.build("plain"), zoo.example(), method=lambda graph: np.arange(graph.units), pruning_ratio=0.25
+    )
     assert result.plan.removed["a.0.weight"][0] == (0, 1, 2, 3, 4)
 
 

@@ -1,4 +1,6 @@
-"""Small networks, each with one structure that pruning gets wrong easily. `randomise` makes every channel of them show."""
+"""Small networks, each with one structure that pruning gets wrong easily. `randomise` makes every channel of them
+show.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ class Basic(nn.Module):
         self.conv1, self.bn1 = nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.BatchNorm2d(o)
         self.conv2, self.bn2 = nn.Conv2d(o, o, 3, 1, 1, bias=False), nn.BatchNorm2d(o)
         self.down = (
-            nn.Sequential(nn.Conv2d(i, o, 1, stride, bias=False), nn.BatchNorm2d(o)) if stride != 1 or i != o else nn.Identity()
+            nn.Sequential(nn.Conv2d(i, o, 1, stride, bias=False), nn.BatchNorm2d(o))
+            if stride != 1 or i != o
+            else nn.Identity()
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,7 +73,9 @@ class Bottleneck(nn.Module):
         self.conv2, self.bn2 = nn.Conv2d(m, m, 3, stride, 1, groups=groups, bias=False), nn.BatchNorm2d(m)
         self.conv3, self.bn3 = nn.Conv2d(m, o, 1, bias=False), nn.BatchNorm2d(o)
         self.relu = nn.ReLU(inplace=True)  # one module, used three times
-        self.down = nn.Sequential(nn.Conv2d(i, o, 1, stride, bias=False), nn.BatchNorm2d(o)) if stride != 1 or i != o else None
+        self.down = (
+            nn.Sequential(nn.Conv2d(i, o, 1, stride, bias=False), nn.BatchNorm2d(o)) if stride != 1 or i != o else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
@@ -88,7 +94,9 @@ class ResNet(nn.Module):
         else:
             groups = 4 if kind == "next" else 1
             self.blocks = nn.Sequential(
-                Bottleneck(8, 8, 16, groups=groups), Bottleneck(16, 8, 16, groups=groups), Bottleneck(16, 16, 24, 2, groups)
+                Bottleneck(8, 8, 16, groups=groups),
+                Bottleneck(16, 8, 16, groups=groups),
+                Bottleneck(16, 16, 24, 2, groups),
             )
         self.fc = nn.Linear(16 if kind == "basic" else 24, 5)
 
@@ -257,7 +265,9 @@ class Pyramid(nn.Module):
 
 
 class Attention(nn.Module):
-    """One-channel spatial attention must not glue all channels together; channel attention with a literal split is pinned."""
+    """One-channel spatial attention must not glue all channels together; channel attention with a literal split is
+    pinned.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -353,8 +363,9 @@ class Tied(nn.Module):
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "plain": Plain, "flat": Flat, "resnet_basic": ResNet, "resnet_bottleneck": lambda: ResNet("bottleneck"),
     "resnext": lambda: ResNet("next"), "squeeze_excite": SqueezeExcite, "inverted": Inverted, "shuffle": Shuffle,
-    "chunk_shuffle": ChunkShuffle, "dense": Dense, "nested": Nested, "twice": Twice, "unet": MiniUNet, "segnet": MiniSegNet,
-    "pyramid": Pyramid, "attention": Attention, "baked": Baked, "unknown": Unknown, "norms": Norms, "written": Written,
+    "chunk_shuffle": ChunkShuffle, "dense": Dense, "nested": Nested, "twice": Twice, "unet": MiniUNet,
+    "segnet": MiniSegNet, "pyramid": Pyramid, "attention": Attention, "baked": Baked,
+    "unknown": Unknown, "norms": Norms, "written": Written,
     "tied": Tied,
 }  # fmt: skip
 

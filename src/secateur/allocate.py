@@ -48,8 +48,8 @@ def select(
         graph: the traced network.
         scores: float per unit; +inf is never removed. Ties go to the lower unit id.
         pruning_ratio: share of the removable units to remove, 0 to 1 (1 means: down to the floors).
-        budget: instead of a ratio, what may remain of one or more of "params", "macs", "paper_flops", "yolo_flops": a fraction
-            of the original (up to 1) or an absolute number (above 1).
+        budget: instead of a ratio, what may remain of one or more of "params", "macs", "paper_flops", "yolo_flops": a
+            fraction of the original (up to 1) or an absolute number (above 1).
         scope: "global" ranks all units together; "group" removes the same share of every group.
         min_keep: every group keeps at least this share of its units, and at least one.
         round_to: every group keeps a multiple of this many channels.
@@ -91,9 +91,13 @@ def _checked(
     bad = np.flatnonzero(np.isnan(values) & graph.prunable)
     if len(bad):
         group = graph.groups[graph.solution.group_of[bad[0]]]
-        raise MethodError(f"the score of {len(bad)} units is NaN, first in {group.name}; are there NaNs in the network's weights?")
+        raise MethodError(
+            f"the score of {len(bad)} units is NaN, first in {group.name}; are there NaNs in the network's weights?"
+        )
     if (pruning_ratio is None) == (budget is None):
-        raise MethodError("give either pruning_ratio (share removed) or budget (what remains), not both and not neither")
+        raise MethodError(
+            "give either pruning_ratio (share removed) or budget (what remains), not both and not neither"
+        )
     if pruning_ratio is not None and not 0 <= pruning_ratio <= 1:
         raise MethodError(f"pruning_ratio {pruning_ratio}: the share of units to remove, between 0 and 1, was expected")
     if scope not in SCOPES:
@@ -109,7 +113,9 @@ def _checked(
             if name not in BUDGETS:
                 raise MethodError(f"budget {name!r}; {nearest(name, BUDGETS)}")
             if not value > 0:
-                raise MethodError(f"budget {name} {value}: a fraction of the original (0 to 1) or an absolute number was expected")
+                raise MethodError(
+                    f"budget {name} {value}: a fraction of the original (0 to 1) or an absolute number was expected"
+                )
     return values
 
 
@@ -169,8 +175,9 @@ def _meet(graph: Graph, order: list[_Chunk], budget: Mapping[str, float]) -> NDA
         raise BudgetError(
             "the budget is out of reach: "
             + "; ".join(
-                f"{name} {limit:,.0f} was asked, {getattr(least, name):,} ({getattr(least, name) / getattr(whole, name):.1%}) is the least "
-                f"that min_keep, round_to and what is pinned or protected allow"
+                f"{name} {limit:,.0f} was asked, {getattr(least, name):,} "
+                f"({getattr(least, name) / getattr(whole, name):.1%}) is the least that min_keep, round_to and what is "
+                f"pinned or protected allow"
                 for name, limit in short.items()
             )
         )
@@ -204,5 +211,6 @@ def why_nothing(graph: Graph, scores: NDArray[np.float64] | None = None) -> str:
 def achieved(before: Any, after: Any, budget: Mapping[str, float]) -> dict[str, float]:
     """What became of a budget, in the units in which it was asked."""
     return {
-        name: getattr(after, name) / getattr(before, name) if value <= 1 else getattr(after, name) for name, value in budget.items()
+        name: getattr(after, name) / getattr(before, name) if value <= 1 else getattr(after, name)
+        for name, value in budget.items()
     }

@@ -14,7 +14,8 @@
         ├── NothingPrunableError     every unit is pinned or protected
         └── BudgetError              the budget is out of reach
 
-A message names the offending thing, what was expected and the way out. The command line prints it alone, without a traceback.
+A message names the offending thing, what was expected and the way out. The command line prints it alone, without a
+traceback.
 """
 
 from __future__ import annotations

@@ -93,7 +93,8 @@ def cut_verified(
     warnings: tuple[str, ...] = (),
     **allocation: Any,
 ) -> Result:
-    """Select, apply and verify. Groups whose removal fails the verification are found by bisection, kept, and the rest goes on.
+    """Select, apply and verify. Groups whose removal fails the verification are found by bisection, kept, and the rest
+    goes on.
 
     Raises:
         NothingPrunableError: nothing was removed though something was asked for.
@@ -117,7 +118,9 @@ def cut_verified(
             break
         found = _refused(graph, plan)
         if not found:
-            raise VerificationError(f"the pruned {type(model).__name__} is not exact, and no group alone is to blame: {report}")
+            raise VerificationError(
+                f"the pruned {type(model).__name__} is not exact, and no group alone is to blame: {report}"
+            )
         refused.update(found)
         for group in found:
             values[list(graph.groups[group].units)] = np.inf
@@ -128,12 +131,21 @@ def cut_verified(
     small = apply(model, plan, inplace=inplace, optimizer=optimizer)
     asked = allocation.get("budget") or {"pruning_ratio": float(allocation["pruning_ratio"])}
     eligible = int((graph.prunable & np.isfinite(np.asarray(scores))).sum())
-    got = achieved(before, after, asked) if allocation.get("budget") else {"pruning_ratio": int(removed.sum()) / max(1, eligible)}
+    got = (
+        achieved(before, after, asked)
+        if allocation.get("budget")
+        else {"pruning_ratio": int(removed.sum()) / max(1, eligible)}
+    )
     if allocation.get("budget") is None and got["pruning_ratio"] < asked["pruning_ratio"] - 0.01:
-        notes.append(f"{got['pruning_ratio']:.1%} of the units were removed, {asked['pruning_ratio']:.1%} asked: min_keep or round_to stopped it")
+        notes.append(
+            f"{got['pruning_ratio']:.1%} of the units were removed, {asked['pruning_ratio']:.1%} asked: "
+            "min_keep or round_to stopped it"
+        )
     for text in notes:
         log.warning(text)
-    return Result(small, plan, report, before, after, {"asked": dict(asked), "achieved": got}, graph, (*warnings, *notes))
+    return Result(
+        small, plan, report, before, after, {"asked": dict(asked), "achieved": got}, graph, (*warnings, *notes)
+    )
 
 
 def units_of(graph: Graph, plan: Plan) -> NDArray[np.bool_]:
@@ -228,7 +240,9 @@ class Pruner:
         return self.method.needs_training
 
     def begin(self, steps: int, lr_sum: float, momentum: float = 0.0, adaptive: bool = False) -> None:
-        """Tell the schedule: optimizer steps in all, the sum of the learning rate over them, SGD's momentum (0 for other optimizers)."""
+        """Tell the schedule: optimizer steps in all, the sum of the learning rate over them, SGD's momentum (0 for
+        other optimizers).
+        """
         self.method.begin(Training(steps, lr_sum, momentum, adaptive))
 
     def after_backward(self) -> None:
@@ -239,8 +253,8 @@ class Pruner:
         self._stepped = False
 
     def after_step(self, lr: float | None = None) -> None:
-        """Right after `optimizer.step()`, with its learning rate if it changes. Optional: without it, the same happens at the next
-        `after_backward`, as if the learning rate were constant."""
+        """Right after `optimizer.step()`, with its learning rate if it changes. Optional: without it, the same happens
+        at the next `after_backward`, as if the learning rate were constant."""
         self.method.after_step(lr)
         self._stepped = True
 

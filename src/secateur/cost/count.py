@@ -1,11 +1,12 @@
 """What a network costs, counted from its graph: parameters, MACs, and the two FLOPs conventions of the literature.
 
     macs          multiply-accumulates of convolutions and matrix products, without bias, once each
-    paper_flops   CAP's table: MACs, + 1 per output element where a convolution has a bias, 2 per element of a batch norm,
-                  1 per output element of a ReLU module, 1 per input element of a pooling module; the rest is free
+    paper_flops   CAP's table: MACs, + 1 per output element where a convolution has a bias, 2 per element of a batch
+                  norm, 1 per output element of a ReLU module, 1 per input element of a pooling module; the rest is free
     yolo_flops    YOLOv5's table: 2 (MACs + outputs), batch norms fused into their convolutions, which so have a bias
 
-Every count is a constant times the numbers of channels that are left, so that the cost of any plan follows without cutting.
+Every count is a constant times the numbers of channels that are left, so that the cost of any plan follows without
+cutting.
 """
 
 from __future__ import annotations
@@ -22,14 +23,12 @@ from torch.nn.modules import pooling
 
 from secateur.graph import FIXED, Flow, Graph, trace
 from secateur.graph.capture import Node, Ref
+from secateur.graph.operators import BATCH_NORMS, CONVOLUTIONS
 
 COLUMNS = ("params", "macs", "paper_flops", "yolo_flops")
 
 _POOLS = tuple(getattr(pooling, name) for name in pooling.__all__ if "Unpool" not in name)
-_CONVOLUTIONS = ("convolution", "_convolution", "mkldnn_convolution")
 _PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "mv", "dot")
-_NORMS = ("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "batch_norm",
-          "_batch_norm_with_update", "_batch_norm_no_update")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -124,14 +123,16 @@ def _parameters(graph: Graph) -> Iterator[_Term]:
 
 
 def _operators(graph: Graph) -> Iterator[_Term]:
-    """The eval-mode run; of the train-mode run, what has parameters of its own (auxiliary heads that only training uses)."""
+    """The eval-mode run; of the train-mode run, what has parameters of its own (auxiliary heads that only training
+    uses).
+    """
     modules = dict(graph.model.named_modules())
     seen: set[str] = set()
     for flow in graph.flows:
         names = {value: name for name, value in flow.capture.names.items()}
         training = flow.capture.training
         # What a batch norm reads: it will be fused into the convolution that makes it.
-        normed = {node.args[0] for node in flow.capture.nodes if node.op in _NORMS}
+        normed = {node.args[0] for node in flow.capture.nodes if node.op in BATCH_NORMS}
         for node in flow.capture.nodes:
             owned = [names[ref.value] for ref in node.inputs() if ref.value in names]
             if training and (not owned or any(name in seen for name in owned)):
@@ -149,7 +150,7 @@ def _count(
     if out is None:
         return
     shape = flow.shape(out)
-    if node.op in _CONVOLUTIONS:
+    if node.op in CONVOLUTIONS:
         x, weight, bias = node.args[:3]
         transposed = bool(node.args[6])
         kernel = flow.shape(weight)
@@ -180,10 +181,12 @@ def _count(
             every = tuple(_units_of(graph, flow, out, d) for d in range(len(shape)))
             yield "paper_flops", 1, every
             yield "yolo_flops", 2, every
-    elif node.op in _NORMS:
+    elif node.op in BATCH_NORMS:
         yield "paper_flops", 2, tuple(_units_of(graph, flow, out, d) for d in range(len(shape)))
     elif isinstance(module, nn.ReLU) and node.op in ("relu", "relu_"):
         yield "paper_flops", 1, tuple(_units_of(graph, flow, out, d) for d in range(len(shape)))
-    elif isinstance(module, _POOLS) and "pool" in node.op or isinstance(module, pooling._AdaptiveAvgPoolNd) and node.op == "mean":
+    elif (isinstance(module, _POOLS) and "pool" in node.op) or (
+        isinstance(module, pooling._AdaptiveAvgPoolNd) and node.op == "mean"
+    ):
         x = node.args[0]
         yield "paper_flops", 1, tuple(_units_of(graph, flow, x, d) for d in range(len(flow.shape(x))))

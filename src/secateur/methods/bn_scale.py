@@ -20,8 +20,12 @@ class BNScale(Method):
     summary = "|gamma| of the batch norm, after normal training"
     paper = "baseline in He et al., CAP: Context-Aware Pruning for Semantic Segmentation, WACV 2021, section 4.5"
 
-    protect_residual: bool = field(default=True, metadata={"help": "keep channels that take part in a residual sum, as the paper does"})
-    reduce: str = field(default="min", metadata={"help": "how a unit's several scales are put together: mean, sum, max, min"})
+    protect_residual: bool = field(
+        default=True, metadata={"help": "keep channels that take part in a residual sum, as the paper does"}
+    )
+    reduce: str = field(
+        default="min", metadata={"help": "how a unit's several scales are put together: mean, sum, max, min"}
+    )
 
     def scores(self, graph: Graph) -> Scores:
         return scale_scores(graph, self.reduce, self.protect_residual)

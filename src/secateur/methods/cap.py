@@ -1,19 +1,22 @@
 """CAP: context-aware pruning for semantic segmentation.
 
-He, Wu, Liang and Lam, CAP: Context-Aware Pruning for Semantic Segmentation, WACV 2021, pp. 960-969. No code was published.
+He, Wu, Liang and Lam, CAP: Context-Aware Pruning for Semantic Segmentation, WACV 2021, pp. 960-969. No code was
+    published.
 
-Implemented: CAGM (eqs. 1, 2), CAGS (eq. 6), the global ranking of |gamma| (section 4.4). The floor of 10 % per layer is `select`'s default.
+Implemented: CAGM (eqs. 1, 2), CAGS (eq. 6), the global ranking of |gamma| (section 4.4). The floor of 10 % per layer is
+    `select`'s default.
 Defaults: lambda1 = 1e-4, lambda2 = 1e-3 (section 4.3).
 
 Choices where the paper is silent or ambiguous:
-- *Batch.* 'Min-max normalization along the batch dimension': beta is computed per sample, averaged over the batch, and min-max
-  normalised over the channels again, so that it spans [0, 1] for a batch of one as well.
+- *Batch.* 'Min-max normalization along the batch dimension': beta is computed per sample, averaged over the batch, and
+  min-max normalised over the channels again, so that it spans [0, 1] for a batch of one as well.
 - *Linear form.* s_j = sum_k P_j . P_k = P_j . (sum_k P_k): C N operations instead of C^2 N, and no C x C matrix.
 - *Degenerate maps.* All s equal gives beta = 0.
-- *Where.* The feature map behind the activation of the first convolution block after each pooling, found from the graph (`position`,
-  `side`). Names and "all" (the paper's Table 2) are options.
+- *Where.* The feature map behind the activation of the first convolution block after each pooling, found from the graph
+  (`position`, `side`). Names and "all" (the paper's Table 2) are options.
 - *Residual sums* are protected, 'the last convolution layer and downsampling layers are preserved'.
-- *Strength.* `pull` gives both strengths as totals over the schedule, and `update="proximal"` decouples them from the optimizer (ours).
+- *Strength.* `pull` gives both strengths as totals over the schedule, and `update="proximal"` decouples them from the
+  optimizer (ours).
 """
 
 from __future__ import annotations
@@ -57,13 +60,17 @@ def min_max(values: Tensor) -> Tensor:
     """(..., C) to [0, 1] over the last dimension; zeros where all are equal."""
     low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
     span = high - low
-    return torch.where(span > 0, (values - low) / span.clamp_min(torch.finfo(values.dtype).tiny), torch.zeros_like(values))
+    return torch.where(
+        span > 0, (values - low) / span.clamp_min(torch.finfo(values.dtype).tiny), torch.zeros_like(values)
+    )
 
 
 @torch.no_grad()
 def guiding_factors(features: Tensor) -> Tensor:
     """Guiding factors beta of every sample (eq. 2): (N, C, ...) -> (N, C) in [0, 1]."""
-    return min_max(row_sums(features.detach().float() if features.dtype in (torch.float16, torch.bfloat16) else features.detach()))
+    return min_max(
+        row_sums(features.detach().float() if features.dtype in (torch.float16, torch.bfloat16) else features.detach())
+    )
 
 
 def batch_beta(betas: Tensor) -> Tensor:
@@ -85,17 +92,25 @@ class CAP(Method):
     pull: tuple[float, float] | None = field(
         default=None, metadata={"help": "instead of the lambdas: the two total pulls over the whole schedule"}
     )
-    update: str = field(default="subgradient", metadata={"help": "subgradient (the paper) or proximal (decoupled from the optimizer)"})
+    update: str = field(
+        default="subgradient", metadata={"help": "subgradient (the paper) or proximal (decoupled from the optimizer)"}
+    )
     position: str | list[str] | tuple[str, ...] = field(
         default="adjacent", metadata={"help": "guided batch norms: adjacent (to a pooling), all, or a list of names"}
     )
-    side: str = field(default="after", metadata={"help": "adjacent: only behind a pooling (after), or in front of it too (both)"})
+    side: str = field(
+        default="after", metadata={"help": "adjacent: only behind a pooling (after), or in front of it too (both)"}
+    )
     protect_residual: bool = field(default=True, metadata={"help": "keep channels that take part in a residual sum"})
-    reduce: str = field(default="min", metadata={"help": "how a unit's several scales are put together: mean, sum, max, min"})
+    reduce: str = field(
+        default="min", metadata={"help": "how a unit's several scales are put together: mean, sum, max, min"}
+    )
 
     def __post_init__(self) -> None:
         if self.pull is not None and (not isinstance(self.pull, (tuple, list)) or len(self.pull) != 2):
-            raise MethodError(f"pull {self.pull!r}: two numbers were expected, for the scales that are not guided and those that are")
+            raise MethodError(
+                f"pull {self.pull!r}: two numbers were expected, for the scales that are not guided and those that are"
+            )
         self._puller = Puller(self.update)
         self._scales: list[Scale] = []
         self._places: dict[str, Place] = {}
@@ -150,14 +165,20 @@ class CAP(Method):
         self._sums.clear()
         if self.update == "subgradient":
             first, second = self.pull if self.pull is not None else (None, None)
-            strengths = self._puller.gradient_strength(self.lambda1, first), self._puller.gradient_strength(self.lambda2, second)
+            strengths = (
+                self._puller.gradient_strength(self.lambda1, first),
+                self._puller.gradient_strength(self.lambda2, second),
+            )
             for gamma, strength, weight in self._weighted(*strengths):
                 self._puller.before_step(gamma, strength, weight)
 
     def after_step(self, lr: float | None = None) -> None:
         if self.update == "proximal":
             first, second = self.pull if self.pull is not None else (None, None)
-            thresholds = self._puller.threshold(self.lambda1, first, lr), self._puller.threshold(self.lambda2, second, lr)
+            thresholds = (
+                self._puller.threshold(self.lambda1, first, lr),
+                self._puller.threshold(self.lambda2, second, lr),
+            )
             for gamma, threshold, weight in self._weighted(*thresholds):
                 self._puller.after_step(gamma, threshold, weight)
 

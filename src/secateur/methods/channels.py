@@ -11,11 +11,14 @@ from torch import Tensor
 
 from secateur.errors import MethodError, nearest
 from secateur.graph import Graph, TensorInfo, state_of
+from secateur.graph.operators import CONVOLUTIONS
 
 REDUCTIONS: dict[str, np.ufunc] = {"mean": np.add, "sum": np.add, "max": np.maximum, "min": np.minimum}
 
 
-def per_unit(graph: Graph, parts: list[tuple[NDArray[np.int64], NDArray[np.float64]]], reduce: str) -> NDArray[np.float64]:
+def per_unit(
+    graph: Graph, parts: list[tuple[NDArray[np.int64], NDArray[np.float64]]], reduce: str
+) -> NDArray[np.float64]:
     """Gather (unit, value) pairs to one value per unit: mean, sum, max or min; +inf for units that have none.
 
     Raises:
@@ -44,13 +47,14 @@ def units_along(graph: Graph, info: TensorInfo, dim: int) -> NDArray[np.int64]:
 def filters(graph: Graph) -> Iterator[tuple[TensorInfo, int, Tensor]]:
     """Every weight of two or more dimensions that makes channels, with the dimension of its filters.
 
-    A unit owns a filter where it is one index of the dimension that produces channels: 0, or 1 for transposed convolutions.
+    A unit owns a filter where it is one index of the dimension that produces channels: 0, or 1 for transposed
+        convolutions.
     """
     produced: dict[str, int] = {}
     for flow in graph.flows:
         by_value = {value: name for name, value in flow.capture.names.items()}
         for node in flow.capture.nodes:
-            if node.op in ("convolution", "_convolution", "mkldnn_convolution"):
+            if node.op in CONVOLUTIONS:
                 weight, transposed = node.args[1], bool(node.args[6])
                 if weight.value in by_value:
                     produced[by_value[weight.value]] = 1 if transposed else 0

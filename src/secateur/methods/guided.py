@@ -12,15 +12,32 @@ from torch import Tensor
 from secateur.errors import MethodError, nearest
 from secateur.graph import Flow, Graph
 from secateur.graph.capture import Node, Ref
-from secateur.methods.scales import NORMS
+from secateur.graph.operators import BATCH_NORMS, CONVOLUTIONS
 
-ACTIVATIONS = ("relu", "leaky_relu", "elu", "celu", "selu", "silu", "gelu", "mish", "hardtanh", "hardswish", "relu6", "softplus", "tanh")
-_TRANSPARENT = (*ACTIVATIONS, "native_dropout", "dropout", "clone", "detach", "alias", "_to_copy", "contiguous", "constant_pad_nd",
-                "reflection_pad2d", "replication_pad2d", "upsample_bilinear2d", "upsample_nearest2d", "expand", "view", "unsqueeze",
-                "squeeze", "_unsafe_view")  # fmt: skip
-_POOLS = ("max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "max_pool3d_with_indices", "avg_pool3d",
-          "_adaptive_avg_pool3d", "avg_pool1d", "mean")  # fmt: skip
-_CONVOLUTIONS = ("convolution", "_convolution", "mkldnn_convolution")
+ACTIVATIONS = (
+    "relu",
+    "leaky_relu",
+    "elu",
+    "celu",
+    "selu",
+    "silu",
+    "gelu",
+    "mish",
+    "hardtanh",
+    "hardswish",
+    "relu6",
+    "softplus",
+    "tanh",
+)
+_TRANSPARENT = (
+    *ACTIVATIONS, "native_dropout", "dropout", "clone", "detach", "alias", "_to_copy", "contiguous", "constant_pad_nd",
+    "reflection_pad2d", "replication_pad2d", "upsample_bilinear2d", "upsample_nearest2d", "expand", "view", "unsqueeze",
+    "squeeze", "_unsafe_view",
+)  # fmt: skip
+_POOLS = (
+    "max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "max_pool3d_with_indices",
+    "avg_pool3d", "_adaptive_avg_pool3d", "avg_pool1d", "mean",
+)  # fmt: skip
 _GATES = ("sigmoid", "hardsigmoid", "_softmax")
 
 
@@ -31,7 +48,8 @@ class Place:
     Attributes:
         scale: name of the gamma that it guides.
         module: the module whose output is read.
-        activation: what still has to be applied to that output; None if it is behind the activation already, or there is none.
+        activation: what still has to be applied to that output; None if it is behind the activation already, or there
+            is none.
     """
 
     scale: str
@@ -101,10 +119,10 @@ def places(graph: Graph, position: str | list[str] | tuple[str, ...], side: str 
 
     Args:
         graph: the traced network.
-        position: "adjacent" (next to a pooling, global pooling inside a gate excepted), "all", or names of batch norms or of modules that
-            hold them.
-        side: for "adjacent": "after", the first convolution block behind each pooling, as the paper's figure shows; "both", the block
-            whose output is pooled as well.
+        position: "adjacent" (next to a pooling, global pooling inside a gate excepted), "all", or names of batch norms
+            or of modules that hold them.
+        side: for "adjacent": "after", the first convolution block behind each pooling, as the paper's figure shows;
+            "both", the block whose output is pooled as well.
 
     Raises:
         MethodError: there is no such place; says what there is.
@@ -119,7 +137,7 @@ def places(graph: Graph, position: str | list[str] | tuple[str, ...], side: str 
     found: dict[str, Place] = {}
     names: list[str] = []
     for at, node in enumerate(walk.nodes):
-        weight = node.args[1] if node.op in NORMS and len(node.args) > 1 else None
+        weight = node.args[1] if node.op in BATCH_NORMS and len(node.args) > 1 else None
         if not isinstance(weight, Ref) or weight.value not in by_value:
             continue
         name = by_value[weight.value]
@@ -134,10 +152,13 @@ def places(graph: Graph, position: str | list[str] | tuple[str, ...], side: str 
     if not isinstance(position, str):
         for p in position:
             if not any(name == p or name.startswith(f"{p}.") for name in names):
-                raise MethodError(f"position {p!r} names no batch norm; {nearest(p, [n.rpartition('.')[0] for n in names])}")
+                raise MethodError(
+                    f"position {p!r} names no batch norm; {nearest(p, [n.rpartition('.')[0] for n in names])}"
+                )
     if not found:
         raise MethodError(
-            f"no batch norm of {type(graph.model).__name__} follows a pooling; name the layers to guide: position=[...], or position='all'"
+            f"no batch norm of {type(graph.model).__name__} follows a pooling; name the layers to guide: "
+            "position=[...], or position='all'"
         )
     return list(found.values())
 
@@ -145,7 +166,7 @@ def places(graph: Graph, position: str | list[str] | tuple[str, ...], side: str 
 def _adjacent(walk: _Walk, at: int, node: Node, side: str) -> bool:
     """The convolution before this norm reads a pooling; or, on side "both", its output is pooled."""
     convolution = walk.back(node.args[0], at)
-    if convolution is not None and convolution[1].op in _CONVOLUTIONS:
+    if convolution is not None and convolution[1].op in CONVOLUTIONS:
         source = walk.back(convolution[1].args[0], convolution[0])
         if source is not None and walk.is_pool(source[1]):
             out = source[1].outputs[0]

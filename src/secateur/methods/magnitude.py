@@ -2,7 +2,8 @@
 
 Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017 (arXiv:1608.08710), section 3.1: s_j = sum |F_ij|.
 
-Deviation: the paper ranks within a layer; under `scope="global"` layers are compared with each other, so by default the norm is taken per
+Deviation: the paper ranks within a layer; under `scope="global"` layers are compared with each other, so by default the
+    norm is taken per
 element of the filter (`normalise`), which does not favour wide layers.
 """
 
@@ -31,8 +32,12 @@ class L1(Method):
     summary = "sum of absolute weights of a filter"
     paper = "Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017"
 
-    normalise: bool = field(default=True, metadata={"help": "divide by the filter's number of weights, so that layers compare"})
-    reduce: str = field(default="mean", metadata={"help": "how a unit's several filters are put together: mean, sum, max, min"})
+    normalise: bool = field(
+        default=True, metadata={"help": "divide by the filter's number of weights, so that layers compare"}
+    )
+    reduce: str = field(
+        default="mean", metadata={"help": "how a unit's several filters are put together: mean, sum, max, min"}
+    )
 
     def scores(self, graph: Graph) -> Scores:
         def norm(filters: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Network Slimming: L1 on all batch-norm scales while training, then one global ranking of |gamma|.
 
 Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017 (arXiv:1708.06519), eq. 1:
-L = sum l(f(x, W), y) + lambda * sum over gamma of |gamma|. lambda = 1e-4 as in the paper's experiments and in CAP's baseline.
+L = sum l(f(x, W), y) + lambda * sum over gamma of |gamma|. lambda = 1e-4 as in the paper's experiments and in CAP's
+baseline.
 
 Choices: residual sums are protected as in CAP, whose baseline this is; `pull` and the proximal update are ours.
 """
@@ -28,10 +29,16 @@ class NetworkSlimming(Method):
     needs_training = True
 
     lam: float = field(default=1e-4, metadata={"help": "lambda, the strength of the L1 term"})
-    pull: float | None = field(default=None, metadata={"help": "instead of lambda: the total pull on a scale over the whole schedule"})
-    update: str = field(default="subgradient", metadata={"help": "subgradient (the paper) or proximal (decoupled from the optimizer)"})
+    pull: float | None = field(
+        default=None, metadata={"help": "instead of lambda: the total pull on a scale over the whole schedule"}
+    )
+    update: str = field(
+        default="subgradient", metadata={"help": "subgradient (the paper) or proximal (decoupled from the optimizer)"}
+    )
     protect_residual: bool = field(default=True, metadata={"help": "keep channels that take part in a residual sum"})
-    reduce: str = field(default="min", metadata={"help": "how a unit's several scales are put together: mean, sum, max, min"})
+    reduce: str = field(
+        default="min", metadata={"help": "how a unit's several scales are put together: mean, sum, max, min"}
+    )
 
     def __post_init__(self) -> None:
         self._puller = Puller(self.update)

@@ -6,7 +6,8 @@
     scores       one number per unit, +inf for what must stay
     stop         remove every hook; the network is as it was but for its weights
 
-A method never cuts: it returns scores, and `select` and `apply` do the rest. Methods share functions, not parents; the base class
+A method never cuts: it returns scores, and `select` and `apply` do the rest. Methods share functions, not parents; the
+    base class
 holds nothing but the hooks that most leave empty.
 """
 

@@ -12,10 +12,8 @@ from torch import nn
 from secateur.errors import MethodError
 from secateur.graph import Graph, state_of
 from secateur.graph.capture import Ref
+from secateur.graph.operators import BATCH_NORMS
 from secateur.methods.channels import per_unit, units_along
-
-NORMS = ("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "batch_norm",
-         "_batch_norm_with_update", "_batch_norm_no_update")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +43,14 @@ def scales_of(graph: Graph) -> list[Scale]:
     for flow in graph.flows:
         by_value = {value: first_name[name] for name, value in flow.capture.names.items()}
         for node in flow.capture.nodes:
-            weight = node.args[1] if node.op in NORMS and len(node.args) > 1 else None
+            weight = node.args[1] if node.op in BATCH_NORMS and len(node.args) > 1 else None
             name = by_value.get(weight.value) if isinstance(weight, Ref) else None
             if name is not None and name not in found and isinstance(state[name], nn.Parameter):
                 found[name] = Scale(name, state[name], units_along(graph, infos[name], 0))  # type: ignore[arg-type]
     if not found:
         raise MethodError(
-            f"{type(graph.model).__name__} has no batch norm with a learnable scale, which this method ranks channels by; "
-            "use a method that scores weights, such as l1"
+            f"{type(graph.model).__name__} has no batch norm with a learnable scale, which this method ranks "
+            "channels by; use a method that scores weights, such as l1"
         )
     return list(found.values())
 
@@ -60,15 +58,15 @@ def scales_of(graph: Graph) -> list[Scale]:
 def scale_scores(graph: Graph, reduce: str, protect_residual: bool) -> NDArray[np.float64]:
     """|gamma| per unit.
 
-    A unit with several scales (channels that share max-pooling indices, say) goes as soon as one of them is small: reduce="min", "channels
-    that are determined to be removed in either the encoder or the decoder part" (CAP, section 4.4).
+    A unit with several scales (channels that share max-pooling indices, say) goes as soon as one of them is small:
+    reduce="min", "channels that are determined to be removed in either the encoder or the decoder part" (CAP, section
+    4.4).
     """
     parts = [(s.units, s.gamma.detach().abs().double().cpu().numpy()) for s in scales_of(graph)]
     scores = per_unit(graph, parts, reduce)
     if protect_residual:
         scores[graph.residual] = np.inf
     return scores
-
 
 
 @dataclass(frozen=True, slots=True)

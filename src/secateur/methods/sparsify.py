@@ -1,8 +1,10 @@
-"""An L1 pull on scaling factors while training: by its subgradient, or decoupled from the optimizer by its proximal step.
+"""An L1 pull on scaling factors while training: by its subgradient, or decoupled from the optimizer by its proximal
+step.
 
-What moves a scale is the total pull, lambda * sum over steps of lr / (1 - momentum). A strength can be given either as lambda, the paper's
-way, or as that total. An optimizer such as Adam rescales gradients and the subgradient with them; the proximal step (a soft threshold
-after every optimizer step, in proportion to that step's learning rate) does not pass through the optimizer, and reaches exact zeros.
+What moves a scale is the total pull, lambda * sum over steps of lr / (1 - momentum). A strength can be given either as
+lambda, the paper's way, or as that total. An optimizer such as Adam rescales gradients and the subgradient with them;
+the proximal step (a soft threshold after every optimizer step, in proportion to that step's learning rate) does not
+pass through the optimizer, and reaches exact zeros.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ class Puller:
     """Applies one strength per step, in one of two ways.
 
     Attributes:
-        update: "subgradient" (added to the gradient before the optimizer's step) or "proximal" (applied to the scale after it).
+        update: "subgradient" (added to the gradient before the optimizer's step) or "proximal" (applied to the scale
+            after it).
         training: the schedule, once it is known.
     """
 
@@ -49,20 +52,25 @@ class Puller:
         if pull is None:
             return lam
         if facts is None or facts.lr_sum <= 0:
-            raise MethodError("a total pull is spread over a schedule: call pruner.begin(steps=..., lr_sum=..., momentum=...) first")
+            raise MethodError(
+                "a total pull is spread over a schedule: call pruner.begin(steps=..., lr_sum=..., momentum=...) first"
+            )
         return pull * (1 - facts.momentum) / facts.lr_sum
 
     def threshold(self, lam: float, pull: float | None, lr: float | None) -> float:
         """The soft threshold of one step: the total, shared out by learning rate, or evenly where that is not told.
 
-        Where the learning rate fades, the pull has to fade with it: the loss can only defend a scale as fast as the optimizer moves it.
+        Where the learning rate fades, the pull has to fade with it: the loss can only defend a scale as fast as the
+        optimizer moves it.
 
         Raises:
             MethodError: it depends on the schedule, and `begin` has not told it.
         """
         facts = self.training
         if facts is None or facts.steps <= 0:
-            raise MethodError("the proximal update is spread over a schedule: call pruner.begin(steps=..., lr_sum=...) first")
+            raise MethodError(
+                "the proximal update is spread over a schedule: call pruner.begin(steps=..., lr_sum=...) first"
+            )
         total = pull if pull is not None else lam * facts.lr_sum / (1 - facts.momentum)
         return total * (lr / facts.lr_sum if lr is not None and facts.lr_sum > 0 else 1 / facts.steps)
 
@@ -83,6 +91,7 @@ def warn_if_not_sparse(small: float, used: str) -> list[str]:
     if small >= 0.05:
         return []
     return [
-        f"only {small:.1%} of the scales are small (under 1 % of the median at the start): the sparsity training has hardly acted ({used}); "
+        f"only {small:.1%} of the scales are small (under 1 % of the median at the start): the sparsity training has "
+        f"hardly acted ({used}); "
         "expect a large drop at the cut; train longer or give a stronger pull"
     ]

@@ -22,6 +22,7 @@ from secateur.cost import cost
 from secateur.data import Loader
 from secateur.data.augment import normalise
 from secateur.errors import RunFolderError
+from secateur.files import atomic_path, write_json, write_text
 from secateur.metrics import Confusion, Scores
 from secateur.pipeline.inputs import Inputs
 from secateur.pipeline.record import Record, number, result_of, rung
@@ -44,7 +45,6 @@ from secateur.training import (
     write_state,
 )
 from secateur.training.devices import make_fabric
-from secateur.training.files import atomic_path, write_json, write_text
 from secateur.training.run_folder import RunFolder
 from secateur.training.weights import load_weights, save_weights
 

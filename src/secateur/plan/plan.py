@@ -35,12 +35,16 @@ class Plan:
 
     def __post_init__(self) -> None:
         removed = {
-            tensor: MappingProxyType({int(dim): tuple(int(i) for i in indices) for dim, indices in dims.items() if len(indices)})
+            tensor: MappingProxyType(
+                {int(dim): tuple(int(i) for i in indices) for dim, indices in dims.items() if len(indices)}
+            )
             for tensor, dims in self.removed.items()
         }
         object.__setattr__(self, "removed", MappingProxyType({t: dims for t, dims in removed.items() if dims}))
         object.__setattr__(self, "shapes", MappingProxyType({t: tuple(map(int, s)) for t, s in self.shapes.items()}))
-        object.__setattr__(self, "numbers", MappingProxyType({m: MappingProxyType(dict(v)) for m, v in self.numbers.items()}))
+        object.__setattr__(
+            self, "numbers", MappingProxyType({m: MappingProxyType(dict(v)) for m, v in self.numbers.items()})
+        )
         self._check()
 
     def _check(self) -> None:
@@ -97,9 +101,15 @@ class Plan:
             raise PlanError(f"a plan of version {version!r}; this release reads version {VERSION}")
         try:
             return cls(
-                {str(t): {_whole(d): tuple(_whole(i) for i in v) for d, v in dims.items()} for t, dims in data["removed"].items()},
+                {
+                    str(t): {_whole(d): tuple(_whole(i) for i in v) for d, v in dims.items()}
+                    for t, dims in data["removed"].items()
+                },
                 {str(t): tuple(_whole(n) for n in shape) for t, shape in data.get("shapes", {}).items()},
-                {str(m): {str(k): _whole(v) for k, v in values.items()} for m, values in data.get("numbers", {}).items()},
+                {
+                    str(m): {str(k): _whole(v) for k, v in values.items()}
+                    for m, values in data.get("numbers", {}).items()
+                },
             )
         except (AttributeError, TypeError, ValueError) as error:
             if isinstance(error, PlanError):

@@ -100,7 +100,7 @@ def select(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
 
 def _cut_state(optimizer: Optimizer, parameter: Tensor, kept: Mapping[int, Tensor]) -> None:
     state = optimizer.state.get(parameter)
-    for key, value in (state or {}).items():
+    for key, value in list(state.items()) if state else []:
         if isinstance(value, Tensor) and value.shape == parameter.shape:
             state[key] = select(value, kept)
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from secateur.errors import CheckpointError
-from secateur.training.files import atomic_path
+from secateur.files import atomic_path
 
 __all__ = ["CheckpointFolder", "read_state", "write_state"]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from secateur.training.files import atomic_path
+from secateur.files import atomic_path
 
 __all__ = ["MetricsLog"]
 

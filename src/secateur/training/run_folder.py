@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import CheckpointError, RunFolderError
+from secateur.files import is_temporary, write_json
 from secateur.training.checkpoint import CheckpointFolder
-from secateur.training.files import is_temporary, write_json
 from secateur.training.progress import ProgressDisplay
 
 __all__ = ["RunFolder"]

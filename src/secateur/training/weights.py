@@ -9,12 +9,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from secateur.errors import CheckpointError
-from secateur.training.files import atomic_path
+from secateur.files import atomic_path
+from secateur.surgery import misfits
 
 __all__ = ["load_weights", "save_weights"]
-
-SHOWN = 5  # names listed of each kind of misfit
-
 
 def save_weights(path: Path, model: nn.Module) -> None:
     """Writes the state dict to `path`, atomically; shared tensors are written once for each name."""
@@ -38,24 +36,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"The weights file {path} is damaged or truncated ({error}).") from error
     expected = model.state_dict()
-    misfits = {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": [name for name in found if name not in expected],
-        "of another shape": [
-            f"{name} {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
-            for name, tensor in expected.items()
-            if name in found and found[name].shape != tensor.shape
-        ],
-    }
-    if any(misfits.values()):
-        lists = [f"{kind}: {_some(names)}" for kind, names in misfits.items() if names]
+    problems = misfits(expected, found)
+    if problems:
         raise CheckpointError(
-            f"The weights in {path} are not those of this {type(model).__name__}; {'; '.join(lists)}. "
+            f"The weights in {path} are not those of this {type(model).__name__}; {problems}. "
             "Were they trained with another network, width or number of classes?"
         )
     model.load_state_dict(found)
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
