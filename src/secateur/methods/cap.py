@@ -21,7 +21,7 @@ Choices where the paper is silent or ambiguous:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -66,11 +66,20 @@ def min_max(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def guiding_factors(features: Tensor) -> Tensor:
-    """Guiding factors beta of every sample (eq. 2): (N, C, ...) -> (N, C) in [0, 1]."""
-    return min_max(
-        row_sums(features.detach().float() if features.dtype in (torch.float16, torch.bfloat16) else features.detach())
-    )
+def guiding_factors(features: Tensor, activation: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Guiding factors beta of every sample (eq. 2): (N, C, ...) -> (N, C) in [0, 1].
+
+    Sample by sample, so that the activated copy of a map is never larger than one sample's.
+
+    Args:
+        features: a feature map; it is only read.
+        activation: applied to it first.
+    """
+    sums = []
+    for sample in features.detach().split(1):
+        sample = sample if activation is None else activation(sample)
+        sums.append(row_sums(sample.float() if sample.dtype in (torch.float16, torch.bfloat16) else sample))
+    return min_max(torch.cat(sums))
 
 
 def batch_beta(betas: Tensor) -> Tensor:
@@ -143,8 +152,7 @@ class CAP(Method):
         if not (module.training and torch.is_grad_enabled() and isinstance(output, Tensor)):
             return
         with torch.no_grad():
-            features = output.detach()
-            betas = guiding_factors(place.activation(features) if place.activation is not None else features)
+            betas = guiding_factors(output, place.activation)
             total, count = self._sums.get(place.scale, (torch.zeros_like(betas[0]), 0))
             self._sums[place.scale] = (total + betas.sum(0), count + len(betas))
 
