@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from secateur.graph.flow import Atoms
+from secateur.graph.flow import Atoms, Flow
 from secateur.graph.units import AtomTable
 
 
@@ -55,6 +55,18 @@ def numbers_of(model: nn.Module, table: AtomTable) -> Iterator[Number]:
             mine = atoms(tensor, dim)
             if mine is not None and isinstance(getattr(module, attribute, None), int):
                 yield Number(name, attribute, mine, times, each)
+
+
+def numbers_of_calls(flows: Sequence[Flow], modules: Mapping[str, nn.Module]) -> Iterator[Number]:
+    """The numbers of normalisations that keep no tensor of their own, from the channels that passed through them."""
+    for flow in flows:
+        for name, values in flow.capture.calls:
+            module = modules[name]
+            attribute = "num_features" if isinstance(module, _NormBase) else "num_channels" if isinstance(module, nn.GroupNorm) else ""
+            channels = [t for dim in flow.layouts.get(values[0], []) for t in dim] if attribute and values else []
+            for track in channels:
+                if track.live and len(track.atoms) == getattr(module, attribute):
+                    yield Number(name, attribute, track.atoms)
 
 
 def _roles(module: nn.Module) -> Iterator[tuple[str, str, int, int, int]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from secateur.errors import ModelError
 from secateur.graph import capture as capturing
-from secateur.graph.attributes import Number, numbers_of
+from secateur.graph.attributes import Number, numbers_of, numbers_of_calls
 from secateur.graph.capture import Capture, capture, mapped_state, mode_of, run, tensors_in, twice
 from secateur.graph.flow import Flow, Pin
 from secateur.graph.network import Graph
@@ -111,6 +111,8 @@ def _solved(
     for flow in flows:
         for (module, attribute), (atoms, each) in flow.numbers.items():
             numbers[module, attribute] = Number(module, attribute, atoms, each=each)
+    for number in numbers_of_calls(flows, modules):
+        numbers.setdefault((number.module, number.attribute), number)
     return Graph(model, example_inputs, tuple(flows), table, solution, tuple(numbers.values()), tuple(notes))
 
 
@@ -148,14 +150,14 @@ def _another_choice(graph: Graph, guilty: dict[int, str], choices: dict[tuple[bo
 def _guilty(graph: Graph, meta: bool) -> dict[int, str]:
     """Groups that the network can't run without a part of, with what it said: group number -> reason."""
     free = [g for g, group in enumerate(graph.groups) if group.pinned is None and len(group) > 1]
-    trial = _trial_units(graph)
     attempt = _Trial(graph, meta)
-
-    def said(groups: Sequence[int]) -> str | None:
-        return attempt(trial & np.isin(graph.solution.group_of, groups))
-
     guilty: dict[int, str] = {}
-    find_guilty(free, said, guilty)
+    for trial in _trials(graph):
+
+        def said(groups: Sequence[int], trial: NDArray[np.bool_] = trial) -> str | None:
+            return attempt(trial & np.isin(graph.solution.group_of, groups))
+
+        find_guilty([group for group in free if group not in guilty], said, guilty)
     return {group: f"a size is written in the code: {text}" for group, text in guilty.items()}
 
 
@@ -182,15 +184,19 @@ def find_guilty(groups: Sequence[int], said: Callable[[Sequence[int]], str | Non
     return good
 
 
-def _trial_units(graph: Graph) -> NDArray[np.bool_]:
-    """About a third of every free group's units, at least one, never all; places drawn, the same each time."""
+def _trials(graph: Graph) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Units of every free group to try without, never all of a group; places drawn, the same each time.
+
+    First a third of each. Then another share of each, so that sizes which only agree when two groups shrink alike are found.
+    """
     generator = np.random.default_rng(0)
-    trial = np.zeros(graph.units, dtype=bool)
-    for group in graph.groups:
-        if group.pinned is None and len(group) > 1:
-            count = max(1, len(group) // 3)
-            trial[generator.choice(group.units, size=count, replace=False)] = True
-    return trial
+    third, another = np.zeros(graph.units, dtype=bool), np.zeros(graph.units, dtype=bool)
+    for number, group in enumerate(graph.groups):
+        if group.pinned is None and (size := len(group)) > 1:
+            share = (number + 1) * 0.618034 % 1  # spread evenly, far apart for neighbours
+            third[generator.choice(group.units, size=max(1, size // 3), replace=False)] = True
+            another[generator.choice(group.units, size=1 + int(share * (size - 1)), replace=False)] = True
+    return third, another
 
 
 class _Trial:
