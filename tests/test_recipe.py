@@ -84,6 +84,16 @@ def test_an_overridden_budget_replaces_that_of_the_file(write):
     assert (budget.params, budget.macs, budget.min_keep) == (None, 0.5, 0.2)
 
 
+def test_another_method_or_network_does_not_inherit_the_options_of_the_file(write):
+    path = write("method: {name: cap, options: {pull: [0.1, 1]}}\nmodel: {name: unet, width: 8, options: {a: 1}}\n")
+    recipe = load_recipe(path, ["method.name=l1", "model.name=segnet", "model.options.b=2"])
+    assert (recipe.method.options, recipe.model.options, recipe.model.width) == ({}, {"b": 2}, 8)
+    same = load_recipe(path, ["method.name=cap", "model.name=unet"])
+    assert same == load_recipe(path) and same.method.options == {"pull": [0.1, 1]}
+    unnamed = load_recipe(write("method: {options: {pull: [0.1, 1]}}\n"), ["method.name=cap"])
+    assert unnamed.method.options == {"pull": [0.1, 1]}
+
+
 def test_an_override_reaches_only_its_own_section_when_sections_share_an_alias(write):
     recipe = load_recipe(write("sparsify: &later {lr: 0.1}\nfinetune: *later\n"), ["finetune.lr=0.2"])
     assert (recipe.sparsify.lr, recipe.finetune.lr) == (0.1, 0.2)

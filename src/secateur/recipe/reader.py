@@ -20,7 +20,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads `path` and applies `overrides`, each 'section.key=value' with the value in YAML.
 
     Relative paths inside a recipe are relative to the current working directory. An override of one budget key replaces
-    the budget of the file.
+    the budget of the file; one of method.name or model.name drops the file's options of the other method or network.
 
     Raises:
         RecipeError: the file can't be read or is not YAML, or keys or values are wrong: one message that lists every
@@ -96,12 +96,25 @@ def _override(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[Pl
             except (YAMLError, ValueError) as error:
                 problem = str(getattr(error, "problem", None) or error).strip().splitlines()[0]
                 complaints.append(f"override {text!r}: the value is not valid YAML: {problem}")
-    replaced = {place[1] for place, _ in parsed if place[0] == "budget"} & set(BUDGET_KEYS)
-    if replaced and isinstance(values.get("budget"), dict):
-        values["budget"] = {k: v for k, v in values["budget"].items() if k not in BUDGET_KEYS or k in replaced}
+    _drop_replaced(values, parsed)
     for place, value in parsed:
         _write(values, place, value)
     return given, complaints
+
+
+def _drop_replaced(values: dict[str, Any], overrides: Sequence[tuple[tuple[str, ...], Any]]) -> None:
+    """Takes out of the file's values what an override replaces: the budget, the options of another method or network."""
+    defaults = Recipe()
+    for place, value in overrides:
+        section = values.get(place[0])
+        if not isinstance(section, dict):
+            continue
+        if place[0] == "budget" and place[1] in BUDGET_KEYS:
+            values["budget"] = {key: kept for key, kept in section.items() if key not in BUDGET_KEYS}
+        elif place in (("method", "name"), ("model", "name")) and value != section.get(
+            "name", getattr(defaults, place[0]).name
+        ):
+            values[place[0]] = {key: kept for key, kept in section.items() if key != "options"}
 
 
 def _write(values: dict[str, Any], place: Sequence[str], value: Any) -> None:
