@@ -1,4 +1,4 @@
-"""The central law on networks that nobody thought of: drawn from many operators, with plans drawn over all prunable units."""
+"""The central law on networks that nobody thought of: drawn from many operators, with plans over all prunable units."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def conv(i: int, o: int, k: int = 3, **options: Any) -> nn.Conv2d:
 
 
 class Layer(nn.Module):
-    """One step of a random network: reads the current map and all earlier ones, gives a map of `out` channels and the same size."""
+    """One step of a random network: reads the current map and all earlier ones, gives one of `out` channels."""
 
     out: int
 
@@ -79,7 +79,8 @@ class Norm(Layer):
         self.out = c
         self.norm = {
             "batch": lambda: nn.BatchNorm2d(c), "bare": lambda: nn.BatchNorm2d(c, affine=False),
-            "instance": lambda: nn.InstanceNorm2d(c), "running": lambda: nn.InstanceNorm2d(c, affine=True, track_running_stats=True),
+            "instance": lambda: nn.InstanceNorm2d(c),
+            "running": lambda: nn.InstanceNorm2d(c, affine=True, track_running_stats=True),
             "group": lambda: nn.GroupNorm(2 if c % 2 == 0 else c, c), "layer": lambda: nn.GroupNorm(1, c),
         }[kind]()  # fmt: skip
 
@@ -147,7 +148,9 @@ class Halves(Layer):
             a, b = y.view(y.shape[0], 2, half, *y.shape[2:]).unbind(1)
         if self.work is not None:
             return torch.cat([b, self.work(a)], 1)
-        return {"gate": lambda: a * torch.sigmoid(b), "max": lambda: torch.maximum(a, b), "sum": lambda: a - 2 * b}[self.then]()
+        if self.then == "gate":
+            return a * torch.sigmoid(b)
+        return torch.maximum(a, b) if self.then == "max" else a - 2 * b
 
 
 class Shuffle(Layer):
@@ -259,7 +262,9 @@ class Written(Layer):
 class Elementwise(Layer):
     def __init__(self, c: int, past: list[int], kind: str) -> None:
         super().__init__()
-        self.out, self.kind = c if kind not in ("repeat", "twice") or 2 * c > MOST else 2 * c, kind
+        if kind in ("repeat", "twice") and 2 * c > MOST:
+            kind = "drop"
+        self.out, self.kind = 2 * c if kind in ("repeat", "twice") else c, kind
         self.scale = nn.Parameter(torch.randn(c)) if kind == "scale" else None
         self.drop = nn.Dropout2d(0.5)
         if kind == "constant":
@@ -276,10 +281,10 @@ class Elementwise(Layer):
             "spread": lambda: y / (1 + y.std((2, 3), keepdim=True)),
             "repeat": lambda: y.repeat(1, 2, 1, 1),
             "twice": lambda: torch.stack([y, -y], 2).flatten(1, 2),
-            "blur": lambda: F.conv2d(y, torch.ones_like(y[:1, :, :3, :3]).transpose(0, 1), padding=1, groups=y.shape[1]),
+            "blur": lambda: F.conv2d(y, y.new_ones(y.shape[1], 1, 3, 3), padding=1, groups=y.shape[1]),
             "pool": lambda: F.avg_pool2d(F.pad(y, (1, 1, 1, 1), mode="reflect"), 3, 1),
         }
-        return y if self.kind in ("repeat", "twice") and self.out == y.shape[1] and 2 * y.shape[1] > MOST else steps[self.kind]()
+        return steps[self.kind]()
 
 
 class Network(nn.Module):
@@ -299,7 +304,8 @@ class Network(nn.Module):
             layers.append(kind(widths[-1], widths, *options))
             widths.append(layers[-1].out)
         self.layers, self.head = nn.ModuleList(layers), head
-        self.last = nn.Conv2d(widths[-1], 5, 1) if head == "map" else nn.Linear(widths[-1] * (16 if head == "flat" else 1), 5)
+        features = widths[-1] * (16 if head == "flat" else 1)
+        self.last = conv(features, 5, 1) if head == "map" else nn.Linear(features, 5)
         self.outputs = sorted({o % len(widths) for o in outputs})
         self.others = nn.ModuleList(nn.Conv2d(widths[o], 2, 1) for o in self.outputs)
 
@@ -312,7 +318,8 @@ class Network(nn.Module):
             y = F.adaptive_avg_pool2d(y, 4).flatten(1)
         elif self.head == "mean":
             y = y.mean((2, 3))
-        return {"out": self.last(y)} | {str(o): head(past[o]) for o, head in zip(self.outputs, self.others, strict=True)}
+        others = zip(self.outputs, self.others, strict=True)
+        return {"out": self.last(y)} | {str(o): head(past[o]) for o, head in others}
 
 
 def step(kind: type[Layer], *options: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[type[Layer], tuple[Any, ...]]]:
@@ -338,8 +345,8 @@ STEPS = st.one_of(
     step(Linear, width),
     step(Affinity, st.sampled_from([2, 4])),
     step(Written, flag),
-    step(Elementwise, st.sampled_from(["scale", "constant", "centre", "normalise", "drop", "where", "spread", "repeat", "twice", "blur",
-                                       "pool"])),
+    step(Elementwise, st.sampled_from(["scale", "constant", "centre", "normalise", "drop", "where", "spread", "repeat",
+                                       "twice", "blur", "pool"])),
 )  # fmt: skip
 
 
@@ -379,7 +386,7 @@ def test_any_plan_of_any_network_is_exact(
 
 
 def check(steps: list[tuple[type[Layer], tuple[Any, ...]]], head: str, outputs: list[int], seed: int) -> secateur.Graph:
-    """Cut equals silenced, in eval and in train mode, on an input that tracing did not see; the original is left alone."""
+    """Cut equals silenced, in eval and train mode, on an input that tracing did not see; the original is left alone."""
     torch.manual_seed(seed)
     model = randomise(Network(steps, head, outputs), seed).double().eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -400,5 +407,7 @@ def check(steps: list[tuple[type[Layer], tuple[Any, ...]]], head: str, outputs: 
             assert got[name].shape == expected[name].shape
             error, scale = (got[name] - expected[name]).abs().max(), expected[name].abs().max()
             # Statistics over nearly constant maps make rounding errors large: hence not 1e-12.
-            assert error <= 1e-9 * max(scale, 1e-3), f"{name} in {'train' if training else 'eval'} mode: {error:.1e} of {scale:.1e}"
+            assert error <= 1e-9 * max(scale, 1e-3), (
+                f"{name} in {'train' if training else 'eval'} mode: {error:.1e} of {scale:.1e}"
+            )
     return graph

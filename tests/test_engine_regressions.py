@@ -46,7 +46,7 @@ def reason(result: secateur.Result, tensor: str, dim: int = 0) -> str | None:
     return next(group.pinned for group in result.graph.groups if (tensor, dim) in group.members)
 
 
-# -- the network that was traced is left as it was ------------------------------------------------------------------------------
+# -- the network that was traced is left as it was --------------------------------------------------------------------
 
 
 def test_what_a_forward_pass_keeps_in_modules_is_forgotten() -> None:
@@ -76,7 +76,8 @@ def test_buffers_that_forward_registers_are_forgotten() -> None:
     class Registering(Between):
         def between(self, y: Tensor) -> Tensor:
             if not hasattr(self, "ramp"):
-                self.register_buffer("ramp", torch.linspace(0, 1, y.shape[-1], dtype=y.dtype, device=y.device), persistent=False)
+                ramp = torch.linspace(0, 1, y.shape[-1], dtype=y.dtype, device=y.device)
+                self.register_buffer("ramp", ramp, persistent=False)
             return y * self.ramp
 
     model = Registering()
@@ -112,7 +113,7 @@ def test_the_example_input_is_not_written_into() -> None:
     assert torch.equal(x, before)
 
 
-# -- parts that can't be swapped, wrappers --------------------------------------------------------------------------------------
+# -- parts that can't be swapped, wrappers ----------------------------------------------------------------------------
 
 
 def test_a_torchscript_part_stays_and_the_rest_is_pruned() -> None:
@@ -154,7 +155,7 @@ def test_a_network_in_data_parallel_is_pruned() -> None:
     assert isinstance(result.model, nn.DataParallel) and result.model.module.b[0].out_channels < 8
 
 
-# -- labels ---------------------------------------------------------------------------------------------------------------------
+# -- labels -----------------------------------------------------------------------------------------------------------
 
 
 def test_constants_written_at_chosen_channels_fix_them() -> None:
@@ -233,7 +234,8 @@ def test_depthwise_transposed_convolution_with_several_outputs_a_channel() -> No
             return F.avg_pool2d(self.mix(self.up(y)), 2)
 
     up = pruned(Up()).model.up
-    assert up.groups == up.in_channels == up.weight.shape[0] < 8 and up.out_channels == 2 * up.in_channels == len(up.bias)
+    assert up.groups == up.in_channels == up.weight.shape[0] < 8
+    assert up.out_channels == 2 * up.in_channels == len(up.bias)
 
 
 def test_standardisation_by_batch_norm_fixes_the_inputs_of_a_filter() -> None:
@@ -260,7 +262,8 @@ def test_a_view_of_what_is_written_into_is_no_longer_zero() -> None:
     class Viewed(Between):
         def between(self, y: Tensor) -> Tensor:
             y = y.clone()
-            first, second = y.chunk(2, 1)
+            half = y.shape[1] // 2
+            first, second = y[:, :half], y[:, half:]
             y += 1.0
             return y * (first + second).sum(1, keepdim=True)
 

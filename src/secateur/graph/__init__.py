@@ -1,4 +1,4 @@
-"""Which channels of a network go together: capture by running, labels that flow through operators, equalities solved at once."""
+"""Which channels of a network go together: capture by running, labels that flow, equalities solved at once."""
 
 from secateur.graph.capture import mapped_state, mode_of, run, state_of, tensors_in, twice
 from secateur.graph.flow import FIXED, Flow, Track

@@ -1,4 +1,4 @@
-"""Numbers that modules keep about their own tensors (`out_channels`, `num_features` ...) and that must tell the truth after a cut."""
+"""Numbers that modules keep about their tensors (`out_channels`, `num_features` ...), to tell the truth after a cut."""
 
 from __future__ import annotations
 
@@ -31,7 +31,12 @@ def _own(module: nn.Module, name: str, role: str, table: dict[str, int], shapes:
     if tensor is None:
         return None
     prefix = f"{name}." if name else ""
-    candidates = [f"{prefix}{role}", *(f"{prefix}parametrizations.{role}.original{i}" for i in ("", "0", "1")), f"{prefix}{role}_v", f"{prefix}{role}_orig"]
+    candidates = [
+        f"{prefix}{role}",
+        *(f"{prefix}parametrizations.{role}.original{i}" for i in ("", "0", "1")),
+        f"{prefix}{role}_v",
+        f"{prefix}{role}_orig",
+    ]
     for candidate in candidates:
         number = table.get(candidate)
         if number is not None and shapes.tensors[number].shape == tuple(tensor.shape):
@@ -62,9 +67,10 @@ def numbers_of_calls(flows: Sequence[Flow], modules: Mapping[str, nn.Module]) ->
     for flow in flows:
         for name, values in flow.capture.calls:
             module = modules[name]
-            attribute = "num_features" if isinstance(module, _NormBase) else "num_channels" if isinstance(module, nn.GroupNorm) else ""
-            channels = [t for dim in flow.layouts.get(values[0], []) for t in dim] if attribute and values else []
-            for track in channels:
+            if not values or not isinstance(module, (_NormBase, nn.GroupNorm)):
+                continue
+            attribute = "num_features" if isinstance(module, _NormBase) else "num_channels"
+            for track in (track for dim in flow.layouts.get(values[0], []) for track in dim):
                 if track.live and len(track.atoms) == getattr(module, attribute):
                     yield Number(name, attribute, track.atoms)
 

@@ -1,8 +1,9 @@
 """Run a network once and write down every ATen operator that it calls.
 
-The network runs on *meta* tensors (shapes without data), with its parameters and buffers swapped by `torch.func.functional_call`, so
-the real network is neither computed nor touched, whatever Python its forward is made of. Where a network needs real values
-(`.item()`, constants made on a device), the same recording is made on real tensors.
+The network runs on *meta* tensors (shapes without data), with its parameters and buffers swapped by
+`torch.func.functional_call`, so the real network is neither computed nor touched, whatever Python its forward is made
+of. Where a network needs real values (`.item()`, constants made on a device), the same recording is made on real
+tensors.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Capture:
     nodes: list[Node] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)  # by value
     names: dict[str, int] = field(default_factory=dict)  # parameter or buffer -> value
-    calls: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)  # (module, values it returned), as they returned
+    calls: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)  # (module, values it returned), in time
     outputs: tuple[int, ...] = ()
     training: bool = False
 
@@ -127,7 +128,8 @@ class _Recorder(TorchDispatchMode):
 
         hooks = (
             nn_module.register_module_forward_pre_hook(enter),
-            nn_module.register_module_forward_hook(leave, always_call=True),  # also where forward catches a module's error
+            # Always: also where forward catches the error of a module that it called.
+            nn_module.register_module_forward_hook(leave, always_call=True),
         )
         try:
             yield
@@ -182,12 +184,13 @@ def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def run(model: nn.Module, state: Mapping[str, Tensor], example_inputs: Any) -> Any:
-    """The network's output on the example inputs, computed with `state` in place of its own tensors; nothing stays in the network."""
+    """The network's output on the example inputs, with `state` in place of its own tensors; nothing stays in it."""
     args, kwargs = as_call(example_inputs)
     while isinstance(model, _WRAPPERS):  # what spreads a network over devices is no part of it
         model, state = model.module, {name.removeprefix("module."): tensor for name, tensor in state.items()}
     with attributes_kept(model), _eagerly(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the network's own habits (deprecated calls, values read from tensors) are not our news
+        # The network's own habits (deprecated calls, values read from tensors) are not our news.
+        warnings.simplefilter("ignore")
         return torch.func.functional_call(model, dict(state), args, kwargs)
 
 
@@ -199,8 +202,8 @@ def _eagerly() -> AbstractContextManager[Any]:
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer under every name it has, tied ones under all of them; TorchScript's own can't be changed and are absent."""
-    named = dict(model.named_parameters(remove_duplicate=False))
+    """Every parameter and buffer under every name it has; those of TorchScript parts can't be changed: absent."""
+    named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     named.update(model.named_buffers(remove_duplicate=False))
     for prefix, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, torch.jit.ScriptModule):
@@ -256,7 +259,8 @@ def detached(name: str, tensor: Tensor) -> Tensor:
 def fresh_inputs(example_inputs: Any, meta: bool) -> Any:
     """The example inputs as meta tensors, or copied: some networks write into their inputs."""
     return pytree.tree_map(
-        lambda t: (t.detach().to("meta") if meta else t.detach().clone()) if isinstance(t, Tensor) else t, example_inputs
+        lambda t: (t.detach().to("meta") if meta else t.detach().clone()) if isinstance(t, Tensor) else t,
+        example_inputs,
     )
 
 
@@ -273,7 +277,10 @@ def capture(model: nn.Module, example_inputs: Any, *, training: bool, meta: bool
         ModelError: the network itself fails on the example inputs.
     """
     if isinstance(model, torch.jit.ScriptModule):
-        raise ModelError(f"{type(model).__name__} is TorchScript, whose tensors can't be changed; prune the Python network that it was made of")
+        raise ModelError(
+            f"{type(model).__name__} is TorchScript, whose tensors can't be changed; "
+            "prune the Python network that it was made of"
+        )
     record = Capture(training=training)
     recorder = _Recorder(record, {id(module): name for name, module in model.named_modules()})
     inputs = fresh_inputs(twice(example_inputs) if training else example_inputs, meta)

@@ -1,13 +1,14 @@
 """Whose channel is every element? Labels that flow through the recorded operators, and the equalities they meet.
 
-Every index of every dimension of every parameter and buffer is an *atom*, a dense integer. A tensor's *layout* says, dimension by
-dimension, which atom each index belongs to:
+Every index of every dimension of every parameter and buffer is an *atom*, a dense integer. A tensor's *layout* says,
+dimension by dimension, which atom each index belongs to:
 
     weight of a convolution (8, 3, 3, 3)     dim 0: atoms 0..7    dim 1: atoms 8..10    kernel: atoms of their own
     its output (N, 8, H, W)                  dim 0: nothing       dim 1: atoms 0..7     dims 2, 3: nothing
 
-A dimension without a track can't shrink (the batch, a map's height). A rule per operator moves layouts along, equates atoms that must
-go together, and pins what can't be removed. Nothing is guessed: an operator without a rule pins all that it touches.
+A dimension without a track can't shrink (the batch, a map's height). A rule per operator moves layouts along, equates
+atoms that must go together, and pins what can't be removed. Nothing is guessed: an operator without a rule pins all
+that it touches.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Track:
     """The atoms of one dimension.
 
     Attributes:
-        atoms: int64, one per index; FIXED or FREE where there is none. Views share this array, so that writing into a view shows.
+        atoms: int64, one per index; FIXED or FREE where there is none. Views share this array, so that writing into a
+            view shows.
         own_zero: what `zero` is, as far as it does not hang on what this is a view of.
         parent: the track that this one is a view of.
     """
@@ -43,7 +45,7 @@ class Track:
 
     @property
     def zero(self) -> bool:
-        """In the silenced network, the elements of removed atoms are exactly zero here. Lets sums over channels stay exact."""
+        """In the silenced network, the elements of removed atoms are zero here. Lets sums over channels stay exact."""
         track: Track | None = self
         while track is not None:
             if not track.own_zero:
@@ -84,7 +86,7 @@ class Pin:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A reshape that can be kept exact in several ways (which of its factors shrinks), and the atoms that it concerns."""
+    """A reshape that can be kept exact in several ways (which of its factors shrinks), and the atoms concerned."""
 
     node: int
     options: int
@@ -112,7 +114,7 @@ class Flow:
     structural: list[Atoms] = field(default_factory=list)  # dimensions that are no channels: kernels, vocabularies
     summed: list[Atoms] = field(default_factory=list)  # atoms that take part in a sum of two feature maps
     taken: list[Choice] = field(default_factory=list)
-    numbers: dict[tuple[str, str], tuple[Atoms, int]] = field(default_factory=dict)  # (module, attribute) -> its atoms, each
+    numbers: dict[tuple[str, str], tuple[Atoms, int]] = field(default_factory=dict)  # (module, attribute): atoms, each
     unknown: dict[str, str] = field(default_factory=dict)  # operator without a rule -> where it was met first
     node: Node = None  # type: ignore[assignment]  # the one at work
     index: int = 0
@@ -121,7 +123,8 @@ class Flow:
 
     def walk(self, rules: dict[str, Callable[[Flow, Node], None]]) -> None:
         """Apply the rules to every node, then settle what can only be told at the end."""
-        for self.index, self.node in enumerate(self.capture.nodes):
+        for index, node in enumerate(self.capture.nodes):
+            self.index, self.node = index, node
             rule = rules.get(self.node.op)
             if rule is None:
                 self.barrier(f"no rule for {self.node.op}")
@@ -137,7 +140,7 @@ class Flow:
             for dim in self.layouts.get(value, []):
                 self.pins.extend(Pin(t.atoms[t.atoms >= 0], "output of the network") for t in dim if t.live)
 
-    # -- reading and writing layouts ------------------------------------------------------------------------------------------
+    # -- reading and writing layouts ----------------------------------------------------------------------------------
 
     def shape(self, ref: Ref) -> tuple[int, ...]:
         return self.capture.shapes[ref.value]
@@ -158,7 +161,7 @@ class Flow:
         self.layouts[ref.value] = [tuple(t for t in dim if (t.atoms != FIXED).any()) for dim in layout]
 
     def write(self, ref: Ref, layout: Layout) -> None:
-        """The result of an in-place operator: what was FREE becomes what was written; the equalities are already told."""
+        """The result of an in-place operator: what was FREE becomes what was written; equalities are already told."""
         for mine, new in zip(self.get(ref), layout, strict=True):
             for track in mine:
                 hole = track.atoms == FREE
@@ -170,7 +173,7 @@ class Flow:
         self.wrote_constants(ref)
 
     def wrote_constants(self, ref: Ref) -> None:
-        """What is FREE still and was written into at chosen places is not the same everywhere any more: all its places matter."""
+        """What is FREE still and was written into at chosen places is not the same everywhere any more."""
         spoilt = list(self.places.get(ref.value, ()))
         for dim in self.get(ref):
             for track in dim:
@@ -182,7 +185,7 @@ class Flow:
         for track in spoilt:
             track.atoms[track.atoms == FREE] = FIXED
 
-    # -- what rules tell ------------------------------------------------------------------------------------------------------
+    # -- what rules tell ----------------------------------------------------------------------------------------------
 
     def because(self, reason: str) -> str:
         where = f" in {self.node.module}" if self.node.module else ""
@@ -218,7 +221,7 @@ class Flow:
                 self.set(out, [() for _ in self.shape(out)])
 
     def together(self, table: Atoms, reason: str) -> Atoms:
-        """The columns of a table (parts, n) go together: the i-th of each part. Returns the first row as their representative."""
+        """The columns of a table (parts, n) go together: the i-th of each part. Returns the first row, for all."""
         first = table[0]
         for row in table[1:]:
             self.equate(first, row, reason)
@@ -231,20 +234,20 @@ class Flow:
         return option
 
     def follow(self, attribute: str, value: int, track: Track, each: int, weight: Ref | None = None) -> bool:
-        """A number (of groups) must go down with these channels: kept by the module at work, or by the one whose weight this is.
+        """A number (of groups) must go down with these channels: the module at work keeps it, or the weight's owner.
 
         Returns:
             Whether such a module is known.
         """
-        owners = [name.rpartition(".")[0] for name, value_ in self.capture.names.items() if weight is not None and value_ == weight.value]
-        for name in (self.node.module, *owners):
+        names = () if weight is None else (n for n, number in self.capture.names.items() if number == weight.value)
+        for name in (self.node.module, *(n.rpartition(".")[0] for n in names)):
             known = getattr(self.modules.get(name), attribute, None)
             if isinstance(known, int) and known == value:
                 self.numbers[name, attribute] = (track.atoms, each)
                 return True
         return False
 
-    # -- merging dimensions ---------------------------------------------------------------------------------------------------
+    # -- merging dimensions -------------------------------------------------------------------------------------------
 
     def single(self, dim: Dim, reason: str) -> Track | None:
         """The only track of a dimension; several can't be told apart by the operator and are pinned."""
@@ -295,10 +298,11 @@ class Flow:
         layouts = [[()] * (rank - len(self.shape(ref))) + self.get(ref) for ref in refs]
         shapes = [[1] * (rank - len(self.shape(ref))) + list(self.shape(ref)) for ref in refs]
         return [
-            self.unify([layout[d] for layout in layouts], [sizes[d] for sizes in shapes], reason, zero) for d in range(rank)
+            self.unify([layout[d] for layout in layouts], [sizes[d] for sizes in shapes], reason, zero)
+            for d in range(rank)
         ]
 
-    # -- slices of one dimension: only equal parts that cover it can shrink ----------------------------------------------------
+    # -- slices of one dimension: only equal parts that cover it can shrink -------------------------------------------
 
     def sliced(self, ref: Ref, dim: int, start: int, stop: int) -> None:
         self._slices.setdefault((ref.value, dim), []).append((start, stop))

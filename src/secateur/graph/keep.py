@@ -1,7 +1,7 @@
 """Leave no trace: what a forward pass writes into its modules' attributes is taken back afterwards.
 
-Networks cache grids, count calls, keep features of the last batch, and old-style weight and spectral norm store the computed weight as
-a plain attribute. A run on meta tensors would leave tensors without data in their place.
+Networks cache grids, count calls, keep features of the last batch, and old-style weight and spectral norm store the
+computed weight as a plain attribute. A run on meta tensors would leave tensors without data in their place.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SWAPPED = ("_parameters", "_buffers", "_modules")  # what they hold is swapped 
 
 @contextmanager
 def attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Put back every module's attributes, the containers among them, and the values of tensors that are neither parameters nor buffers."""
+    """Put back every module's attributes, containers and all, and the values of tensors among them."""
     kept = _Kept()
     for module in nn.Module.modules(model):
         kept.note(vars(module))

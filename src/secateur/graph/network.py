@@ -88,7 +88,12 @@ class Graph:
         """The slices of a unit: (tensor number, dimension, index)."""
         atoms = self.solution.atoms[self.solution.start[unit] : self.solution.start[unit + 1]]
         return list(
-            zip(self.table.tensor[atoms].tolist(), self.table.dim[atoms].tolist(), self.table.index[atoms].tolist(), strict=True)
+            zip(
+                self.table.tensor[atoms].tolist(),
+                self.table.dim[atoms].tolist(),
+                self.table.index[atoms].tolist(),
+                strict=True,
+            )
         )
 
     @cached_property
@@ -119,7 +124,8 @@ class Graph:
         if not len(atoms):
             return out
         slot = self.table.tensor[atoms].astype(np.int64) * 16 + self.table.dim[atoms]
-        for part in np.split(atoms, np.flatnonzero(np.diff(slot)) + 1):  # atoms are numbered by tensor, dimension, index
+        # Atoms are numbered by tensor, dimension, index.
+        for part in np.split(atoms, np.flatnonzero(np.diff(slot)) + 1):
             tensor, dim = int(self.table.tensor[part[0]]), int(self.table.dim[part[0]])
             out.setdefault(tensor, {})[dim] = self.table.index[part].astype(np.int64)
         return out
@@ -168,7 +174,10 @@ class Graph:
         rows = [(g.name, str(len(g)), str(len(g.members)), _state(g)) for g in self.groups]
         head = ("group", "units", "members", "state")
         widths = [max(len(row[i]) for row in [head, *rows]) for i in range(3)]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=False)) + f"  {row[3]}" for row in [head, *rows]]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=False)) + f"  {row[3]}"
+            for row in [head, *rows]
+        ]
         free = int(self.prunable.sum())
         lines.append(f"{self.units} units in {len(self.groups)} groups; {free} prunable")
         for flow in self.flows[:1]:

@@ -24,9 +24,9 @@ from secateur.graph.units import AtomTable, number_atoms, solve
 def trace(model: nn.Module, example_inputs: Any) -> Graph:
     """Find out which channels of a network go together and which can't be removed.
 
-    The network is run on meta tensors (on real ones where it needs values), in eval and in train mode, and nothing of it changes.
-    What is found prunable is tried: the network runs again with a third of every group gone, and groups that its code has a
-    fixed size for are pinned.
+    The network is run on meta tensors (on real ones where it needs values), in eval and in train mode, and nothing of
+    it changes. What is found prunable is tried: the network runs again with a third of every group gone, and groups
+    that its code has a fixed size for are pinned.
 
     Args:
         model: any network.
@@ -132,7 +132,7 @@ def _unused(table: AtomTable, captures: Sequence[Capture]) -> list[Pin]:
 
 
 def _another_choice(graph: Graph, guilty: dict[int, str], choices: dict[tuple[bool, int], int]) -> bool:
-    """Where a reshape left a choice, take the next one for the groups that fail; the first again when all have failed."""
+    """Where a reshape left a choice, take the next for the groups that fail; the first again when all have failed."""
     changed = False
     units = {unit for group in guilty for unit in graph.groups[group].units}
     for flow in graph.flows:
@@ -144,7 +144,7 @@ def _another_choice(graph: Graph, guilty: dict[int, str], choices: dict[tuple[bo
     return changed
 
 
-# -- the trial: run the network with parts of every group gone ------------------------------------------------------------------
+# -- the trial: run the network with parts of every group gone --------------------------------------------------------
 
 
 def _guilty(graph: Graph, meta: bool) -> dict[int, str]:
@@ -161,11 +161,13 @@ def _guilty(graph: Graph, meta: bool) -> dict[int, str]:
     return {group: f"a size is written in the code: {text}" for group, text in guilty.items()}
 
 
-def find_guilty(groups: Sequence[int], said: Callable[[Sequence[int]], str | None], guilty: dict[int, str]) -> list[int]:
+def find_guilty(
+    groups: Sequence[int], said: Callable[[Sequence[int]], str | None], guilty: dict[int, str]
+) -> list[int]:
     """Bisect groups to those that can't go; returns the ones that can all go together.
 
-    `said` gives None if a set of groups can go and a message if not. Every part is tried together with what is already known to be
-    good, so that groups which only fail in company are found as well.
+    `said` gives None if a set of groups can go and a message if not. Every part is tried together with what is already
+    known to be good, so that groups which only fail in company are found as well.
     """
     good: list[int] = []
     pending: list[Sequence[int]] = [groups]
@@ -187,7 +189,7 @@ def find_guilty(groups: Sequence[int], said: Callable[[Sequence[int]], str | Non
 def _trials(graph: Graph) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Units of every free group to try without, never all of a group; places drawn, the same each time.
 
-    First a third of each. Then another share of each, so that sizes which only agree when two groups shrink alike are found.
+    First a third of each. Then another share of each, to find sizes that only agree when two groups shrink alike.
     """
     generator = np.random.default_rng(0)
     third, another = np.zeros(graph.units, dtype=bool), np.zeros(graph.units, dtype=bool)
@@ -233,9 +235,10 @@ class _Trial:
                 torch.random.fork_rng(devices=[]),
             ):
                 try:
-                    shapes = [tuple(t.shape) for t in tensors_in(run(graph.model, state, capturing.fresh_inputs(inputs, self.meta)))]
+                    output = run(graph.model, state, capturing.fresh_inputs(inputs, self.meta))
                 except Exception as error:  # whatever the network's own code raises
                     return f"{type(error).__name__}: {capturing.first_line(error)}"
+            shapes = [tuple(t.shape) for t in tensors_in(output)]
             expected = [flow.capture.shapes[value] for value in flow.capture.outputs]
             if shapes != expected:
                 return f"the output's shape becomes {shapes} instead of {expected}"

@@ -97,12 +97,14 @@ class Units:
 def solve(
     table: AtomTable, equalities: Sequence[tuple[Atoms, Atoms]], pins: Sequence[Pin], structural: Sequence[Atoms]
 ) -> Units:
-    """Connected components of the equalities, in the order of their first atom, gathered into groups of equal signature.
+    """Connected components of the equalities, ordered by their first atom, gathered into groups of equal signature.
 
     A component made of nothing but buffers and of dimensions that are no channels (kernels) is no unit.
     """
     n = len(table)
-    pairs = np.concatenate([np.stack(pair) for pair in equalities], axis=1) if equalities else np.zeros((2, 0), np.int64)
+    pairs = (
+        np.concatenate([np.stack(pair) for pair in equalities], axis=1) if equalities else np.zeros((2, 0), np.int64)
+    )
     graph = coo_matrix((np.ones(pairs.shape[1], dtype=np.int8), (pairs[0], pairs[1])), shape=(n, n))
     count, component = connected_components(graph, directed=False)
 

@@ -23,7 +23,8 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, optimizer: Opt
         model: the network that the plan was made for (or a fresh one of the same shape).
         plan: what goes.
         inplace: change the network itself rather than a copy.
-        optimizer: an optimizer of `model`; its state (momentum, Adam's moments) is cut along, and it goes on with the returned network.
+        optimizer: an optimizer of `model`; its state (momentum, Adam's moments) is cut along, and it goes on with the
+            returned network.
 
     Returns:
         A network of the same class with smaller tensors; attributes such as `out_channels` tell the truth.
@@ -54,7 +55,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, optimizer: Opt
 
 
 def _replace(tensor: Tensor, data: Tensor, gradient: Tensor | None, inplace: bool) -> Tensor:
-    """The cut tensor: in place the same object, so that whoever holds it (a plain list, an optimizer) sees it shrink."""
+    """The cut tensor: in place the same object, so that whoever holds it (a list, an optimizer) sees it shrink."""
     if inplace:
         tensor.grad = None
         tensor.data = data
@@ -73,7 +74,7 @@ def check(model: nn.Module, plan: Plan) -> None:
     wrong = []
     for name in plan.removed:
         if name not in state:
-            wrong.append(f"{name}: the network has no such tensor; {nearest(name, state)}" if len(state) < 40 else f"{name}: absent")
+            wrong.append(f"{name}: {f'no such tensor; {nearest(name, state)}' if len(state) < 40 else 'absent'}")
         elif name not in plan.shapes:
             wrong.append(f"{name}: the plan does not tell its shape")
         elif tuple(state[name].shape) != plan.shapes[name]:
@@ -99,8 +100,8 @@ def select(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
 
 
 def _cut_state(optimizer: Optimizer, parameter: Tensor, kept: Mapping[int, Tensor]) -> None:
-    state = optimizer.state.get(parameter)
-    for key, value in list(state.items()) if state else []:
+    state: dict[str, Any] = optimizer.state.get(parameter) or {}
+    for key, value in list(state.items()):
         if isinstance(value, Tensor) and value.shape == parameter.shape:
             state[key] = select(value, kept)
 
@@ -117,7 +118,7 @@ def _follow(optimizer: Optimizer, new: Mapping[int, Tensor]) -> None:
 
 
 def silenced_state(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
-    """The network's tensors, copied, with every slice that the plan removes set to zero: what the pruned network must equal."""
+    """The network's tensors, copied, every slice that the plan removes set to zero: what the pruned must equal."""
     made: dict[int, Tensor] = {}
     out = {}
     for name, tensor in state_of(model).items():
@@ -130,7 +131,7 @@ def silenced_state(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
 
 
 def copy_of(model: nn.Module, made: Mapping[int, Tensor]) -> nn.Module:
-    """A copy of a network, also of one that `copy.deepcopy` refuses (lambdas are fine, open files and the like are shared).
+    """A copy of a network, also of one that `copy.deepcopy` refuses: open files and the like are shared.
 
     Args:
         made: by id, tensors that the copy holds instead of copies of the network's own.

@@ -1,4 +1,4 @@
-"""Pruned networks on disk: one safetensors file, the plan as JSON in its header. No pickle, nothing executed at load."""
+"""Pruned networks on disk: one safetensors file, the plan as JSON in its header. Nothing is executed at load."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def _persistent(model: nn.Module) -> dict[str, Tensor]:
     """The state dict with every tied tensor once, under its first name."""
     once: dict[int, str] = {}
     state = model.state_dict(keep_vars=True)
-    return {name: t.detach() for name, t in state.items() if isinstance(t, Tensor) and once.setdefault(id(t), name) == name}
+    return {
+        name: t.detach() for name, t in state.items() if isinstance(t, Tensor) and once.setdefault(id(t), name) == name
+    }
 
 
 def save(path: str | Path, model: nn.Module, plan: Plan) -> None:

@@ -19,6 +19,10 @@ from secateur.surgery.cut import select, silenced_state
 TOLERANCE = {torch.float64: 1e-12}
 FLOAT32_TOLERANCE = 1e-5
 
+# What operators that draw noise give while two networks are compared.
+_CONSTANT = {"bernoulli": 1.0, "bernoulli_": 1.0, "rand": 0.5, "rand_like": 0.5, "uniform_": 0.5, "randn": 0.0,
+             "randn_like": 0.0, "normal_": 0.0}  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -37,7 +41,7 @@ class Report:
     """The outcome of a verification.
 
     Attributes:
-        relative_error: the largest max |pruned - silenced| / max |silenced| of the checks that decide, over all outputs.
+        relative_error: the largest max |pruned - silenced| / max |silenced| over all outputs and deciding checks.
         ok: every check is within its tolerance: 1e-5 in float32, 1e-12 in float64.
         checks: all comparisons made.
     """
@@ -48,16 +52,17 @@ class Report:
 
     def __str__(self) -> str:
         state = "exact" if self.ok else "NOT exact"
-        worst = "; ".join(c.problem for c in self.checks if c.problem)
-        return f"{state}: largest relative error {self.relative_error:.2e} in {len(self.checks)} checks" + (f" ({worst})" if worst else "")
+        problems = "; ".join(c.problem for c in self.checks if c.problem)
+        worst = f" ({problems})" if problems else ""
+        return f"{state}: largest relative error {self.relative_error:.2e} in {len(self.checks)} checks{worst}"
 
 
 def verify(model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any) -> Report:
     """Compare a pruned network with the original whose removed slices are zero.
 
-    Both run on the example inputs in eval and in train mode (dropout off), with their own weights, and once more in float64 with random
-    weights: a network fresh from its initialisation can hide a wrong cut behind zeros. Where float32 rounding alone
-    exceeds the tolerance, the comparison is decided in float64. Neither network is changed.
+    Both run on the example inputs in eval and in train mode (dropout off), with their own weights, and once more in
+    float64 with random weights: a network fresh from its initialisation can hide a wrong cut behind zeros. Where
+    float32 rounding alone exceeds the tolerance, the comparison is decided in float64. Neither network is changed.
 
     Args:
         model: the original.
@@ -97,6 +102,10 @@ def _compare(
     mode = "train" if training else "eval"
     dtype = next((t.dtype for t in silenced.values() if t.is_floating_point()), torch.float32)
     name = str(dtype).removeprefix("torch.")
+
+    def failed(problem: str) -> Check:
+        return Check(mode, weights, name, float("inf"), False, problem)
+
     try:
         expected = list(_outputs(model, silenced, inputs, training))
     except SecateurError:
@@ -106,16 +115,17 @@ def _compare(
     if not all(torch.isfinite(t).all() for t in expected if t.is_floating_point()):
         if weights == "random":
             return None
-        return Check(mode, weights, name, float("inf"), False, f"the original's output is not finite in {mode} mode")
+        return failed(f"the original's output is not finite in {mode} mode")
     try:
         got = list(_outputs(small, pruned, inputs, training))
-    except Exception as error:
-        return Check(mode, weights, name, float("inf"), False, f"the pruned network fails in {mode} mode: {type(error).__name__}: {error}")
+    except Exception as failure:
+        return failed(f"the pruned network fails in {mode} mode: {type(failure).__name__}: {failure}")
     if [t.shape for t in got] != [t.shape for t in expected]:
-        return Check(mode, weights, name, float("inf"), False, f"the output's shapes differ in {mode} mode")
+        return failed(f"the output's shapes differ in {mode} mode")
     error = max((_relative_error(a, b) for a, b in zip(got, expected, strict=True)), default=0.0)
     ok = error <= TOLERANCE.get(dtype, FLOAT32_TOLERANCE)
-    return Check(mode, weights, name, error, ok, "" if ok else f"relative error {error:.1e} in {mode} mode, {weights} weights")
+    problem = "" if ok else f"relative error {error:.1e} in {mode} mode, {weights} weights"
+    return Check(mode, weights, name, error, ok, problem)
 
 
 def _outputs(model: nn.Module, state: dict[str, Tensor], inputs: Any, training: bool) -> Iterator[Tensor]:
@@ -125,17 +135,14 @@ def _outputs(model: nn.Module, state: dict[str, Tensor], inputs: Any, training: 
 
 
 class _Quiet(TorchDispatchMode):
-    """Randomness made constant: the two networks draw noise of different shapes, so it can't be compared (dropout, drop path ...)."""
-
-    _CONSTANT = {"bernoulli": 1.0, "bernoulli_": 1.0, "rand": 0.5, "rand_like": 0.5, "uniform_": 0.5, "randn": 0.0, "randn_like": 0.0,
-                 "normal_": 0.0}  # fmt: skip
+    """Randomness made constant: the networks draw noise of different shapes, which can't be compared (dropout ...)."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.rpartition("::")[2]
         if name == "native_dropout":
             return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
         out = func(*args, **(kwargs or {}))
-        return out.fill_(self._CONSTANT[name]) if name in self._CONSTANT else out
+        return out.fill_(_CONSTANT[name]) if name in _CONSTANT else out
 
 
 def _relative_error(a: Tensor, b: Tensor) -> float:
@@ -185,7 +192,9 @@ def _random_states(model: nn.Module, plan: Plan) -> tuple[dict[str, Tensor], dic
     for name, tensor in random.items():  # a plan names a tied tensor once, by its first name, which comes first here
         if id(tensor) not in cut:
             dims = plan.removed.get(name, {})
-            cut[id(tensor)] = select(tensor, {d: torch.as_tensor(plan.kept(name, d), device=tensor.device) for d in dims})
+            cut[id(tensor)] = select(
+                tensor, {d: torch.as_tensor(plan.kept(name, d), device=tensor.device) for d in dims}
+            )
             silent[id(tensor)] = tensor.clone()
             for dim, indices in dims.items():
                 silent[id(tensor)].index_fill_(dim, torch.as_tensor(indices, device=tensor.device), 0)

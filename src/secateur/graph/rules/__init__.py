@@ -1,7 +1,7 @@
 """How labels travel through each ATen operator: one small rule per operator, one file per family.
 
-To add an operator, write a function `(flow, node) -> None` under `@rule("operator_name")` in the file of its family; an operator that is
-not here pins the channels that reach it, with its name in the reason.
+To add an operator, write a function `(flow, node) -> None` under `@rule("operator_name")` in the file of its family;
+an operator that is not here pins the channels that reach it, with its name in the reason.
 """
 
 from secateur.graph.rules import (
@@ -20,5 +20,6 @@ from secateur.graph.rules import (
 from secateur.graph.rules.table import RULES, rule
 
 __all__ = [
-    "RULES", "convolution", "create", "elementwise", "index", "join", "linear", "norm", "pool", "reduce", "reshape", "rule", "split",
+    "RULES", "convolution", "create", "elementwise", "index", "join", "linear", "norm", "pool", "reduce", "reshape",
+    "rule", "split",
 ]  # fmt: skip

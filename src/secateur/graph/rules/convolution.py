@@ -50,12 +50,19 @@ def _meet(flow: Flow, a: Track | None, b: Track | None, reason: str) -> None:
 
 
 def _grouped(
-    flow: Flow, groups: int, transposed: bool, x: Ref, weight: Ref, source: Track | None, into: Track | None, out_of: Track | None
+    flow: Flow,
+    groups: int,
+    transposed: bool,
+    x: Ref,
+    weight: Ref,
+    source: Track | None,
+    into: Track | None,
+    out_of: Track | None,
 ) -> Dim:
     """Grouped convolution: `groups` convolutions side by side, of `channels / groups` inputs each.
 
-    One input per group (depthwise): group by group is removed, with its input and its outputs. Otherwise the number of groups stays,
-    and all lose equally many: the i-th inputs of all groups go together, and so do the i-th outputs.
+    One input per group (depthwise): group by group is removed, with its input and its outputs. Otherwise the number of
+    groups stays, and all lose equally many: the i-th inputs of all groups go together, and so do the i-th outputs.
     """
     if flow.shape(x)[1] == groups:
         return _depthwise(flow, groups, transposed, weight, source, into, out_of)
@@ -77,7 +84,13 @@ def _grouped(
 
 
 def _depthwise(
-    flow: Flow, groups: int, transposed: bool, weight: Ref, source: Track | None, into: Track | None, out_of: Track | None
+    flow: Flow,
+    groups: int,
+    transposed: bool,
+    weight: Ref,
+    source: Track | None,
+    into: Track | None,
+    out_of: Track | None,
 ) -> Dim:
     """One input per group: weight (groups * multiplier, 1, ...) or transposed (groups, multiplier, ...).
 

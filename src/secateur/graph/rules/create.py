@@ -9,11 +9,11 @@ from secateur.graph.flow import FREE, Flow, Track
 from secateur.graph.rules.table import rule
 
 
-@rule("zeros", "ones", "full", "empty", "empty_strided", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones",
-      "new_full", "new_empty", "new_empty_strided", "rand", "randn", "rand_like", "randn_like", "bernoulli", "scalar_tensor",
-      "empty_permuted")  # fmt: skip
+@rule("zeros", "ones", "full", "empty", "empty_strided", "zeros_like", "ones_like", "full_like", "empty_like",
+      "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "rand", "randn", "rand_like",
+      "randn_like", "bernoulli", "scalar_tensor", "empty_permuted")  # fmt: skip
 def filled(flow: Flow, node: Node) -> None:
-    """The same everywhere, or noise: which channel an element belongs to is decided by what it meets or what is written into it."""
+    """The same everywhere, or noise: whose channel an element is depends on what it meets or what is written there."""
     for out in node.outputs:
         if out is not None:
             flow.set(out, [(Track(np.full(n, FREE)),) if n > 1 else () for n in flow.shape(out)])

@@ -8,10 +8,11 @@ from secateur.graph.rules.table import rule
 
 # f(0) = 0, so a silenced channel stays silent.
 _KEEP_ZERO = (
-    "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "tanh", "hardswish", "abs", "neg", "sqrt",
-    "sin", "asin", "atan", "sinh", "tan", "erf", "sign", "sgn", "square", "floor", "ceil", "round", "trunc", "frac",
-    "clone", "alias", "detach", "_to_copy", "contiguous", "lift_fresh", "lift_fresh_copy", "lift", "expm1", "log1p",
-    "softshrink", "hardshrink", "nan_to_num", "rrelu_with_noise", "rrelu_with_noise_functional", "bitwise_and", "deg2rad",
+    "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "tanh", "hardswish", "abs", "neg",
+    "sqrt", "sin", "asin", "atan", "sinh", "tan", "erf", "sign", "sgn", "square", "floor", "ceil", "round", "trunc",
+    "frac", "clone", "alias", "detach", "_to_copy", "contiguous", "lift_fresh", "lift_fresh_copy", "lift", "expm1",
+    "log1p", "softshrink", "hardshrink", "nan_to_num", "rrelu_with_noise", "rrelu_with_noise_functional", "bitwise_and",
+    "deg2rad",
 )  # fmt: skip
 _CHANGE_ZERO = (
     "sigmoid", "hardsigmoid", "exp", "exp2", "log", "log2", "log10", "softplus", "cos", "cosh", "reciprocal", "rsqrt",
@@ -146,6 +147,7 @@ def refill(flow: Flow, node: Node) -> None:
     flow.wrote_constants(node.args[0])
 
 
-@rule("_assert_async", "_assert_tensor_metadata", "set_", "record_stream", "sym_size", "sym_numel", "is_same_size", "equal")
+@rule("_assert_async", "_assert_tensor_metadata", "set_", "record_stream", "sym_size", "sym_numel", "is_same_size",
+      "equal")  # fmt: skip
 def nothing(flow: Flow, node: Node) -> None:
     """Looks at tensors without passing anything on."""

@@ -9,7 +9,7 @@ from secateur.graph.rules.table import rule
 
 @rule("index")
 def index(flow: Flow, node: Node) -> None:
-    """x[:, i, j]: the indices are broadcast together, and stand where the first was if they are neighbours, else in front."""
+    """x[:, i, j]: the indices are broadcast together; they stand where the first was if neighbours, else in front."""
     x, indices = node.args[0], list(node.args[1])
     layout = flow.get(x)
     indices += [None] * (len(layout) - len(indices))

@@ -63,8 +63,8 @@ def repeat(flow: Flow, node: Node) -> None:
     flow.set(node.outputs[0], out)
 
 
-@rule("constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d",
-      "replication_pad3d")  # fmt: skip
+@rule("constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
+      "replication_pad2d", "replication_pad3d")  # fmt: skip
 def pad(flow: Flow, node: Node) -> None:
     """Pads from the last dimension backwards; what is added to a labelled dimension is fixed."""
     x, amounts = node.args[0], list(node.args[1])

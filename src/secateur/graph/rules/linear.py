@@ -8,7 +8,7 @@ from secateur.graph.rules.table import rule
 
 
 def contract(flow: Flow, a: Dim, b: Dim, reason: str) -> None:
-    """Sum over a pair of dimensions: removed elements must contribute nothing, so one of the factors has to be zero there."""
+    """Sum over a pair of dimensions: removed elements must contribute nothing, so one factor has to be zero there."""
     if len(a) != len(b) or not a:
         flow.pin(a, f"{reason} with a fixed size")
         flow.pin(b, f"{reason} with a fixed size")
@@ -24,9 +24,7 @@ def product(flow: Flow, a: Ref, b: Ref) -> Layout:
     left, right = flow.get(a), flow.get(b)
     contract(flow, left[-1], right[-2], "summed over in a matrix product")
     sizes = list(zip(flow.shape(a), flow.shape(b), strict=True))
-    lead = [
-        flow.unify([left[d], right[d]], sizes[d], "batch of a matrix product", "any") for d in range(len(left) - 2)
-    ]
+    lead = [flow.unify([left[d], right[d]], sizes[d], "batch of a matrix product", "any") for d in range(len(left) - 2)]
     return [*copied(lead), *copied([left[-2], right[-1]])]
 
 
@@ -52,9 +50,7 @@ def add_product(flow: Flow, node: Node) -> None:
     sizes = [1] * (len(shape) - len(flow.shape(bias))) + list(flow.shape(bias))
     flow.set(
         node.outputs[0],
-        [
-            flow.unify([result[d], offset[d]], [shape[d], sizes[d]], "bias of a linear layer") for d in range(len(shape))
-        ],
+        [flow.unify([result[d], offset[d]], [shape[d], sizes[d]], "bias of a linear layer") for d in range(len(shape))],
     )
 
 

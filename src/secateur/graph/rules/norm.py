@@ -7,8 +7,9 @@ from secateur.graph.flow import Flow, Track, argument, copied
 from secateur.graph.rules.table import rule
 
 
-@rule("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_functional", "_native_batch_norm_legit_no_training",
-      "cudnn_batch_norm", "batch_norm", "_batch_norm_with_update", "_batch_norm_no_update")  # fmt: skip
+@rule("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_functional",
+      "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "batch_norm", "_batch_norm_with_update",
+      "_batch_norm_no_update")  # fmt: skip
 def batch_norm(flow: Flow, node: Node) -> None:
     """Channel by channel: weight, bias and running statistics go with dimension 1 of the input."""
     x = node.args[0]
@@ -18,7 +19,7 @@ def batch_norm(flow: Flow, node: Node) -> None:
     for ref in (weight, *others):
         if ref is not None:
             channel = flow.unify([channel, flow.get(ref)[0]], [size, size], "batch norm", "all")
-    if "with_update" in node.op or any(a is True for a in node.args[3:6]):  # training: statistics over the batch and space
+    if "with_update" in node.op or any(a is True for a in node.args[3:6]):  # training: over the batch and space
         for dim in (layout[0], *layout[2:]):
             flow.pin(dim, "normalised over by a batch norm")
     out = copied(layout, zero=False)

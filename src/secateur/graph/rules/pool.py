@@ -18,11 +18,12 @@ def _space(flow: Flow, node: Node, layout: Layout, rank: int) -> Layout:
 
 
 _POOLS = ("max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool2d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
-          "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool1d",
-          "adaptive_max_pool2d", "adaptive_max_pool3d", "fractional_max_pool2d")  # fmt: skip
+          "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
+          "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "fractional_max_pool2d")  # fmt: skip
 _RESIZES = ("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact1d",
             "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "upsample_linear1d", "upsample_bilinear2d",
-            "upsample_trilinear3d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")  # fmt: skip
+            "upsample_trilinear3d", "upsample_bicubic2d", "_upsample_bilinear2d_aa",
+            "_upsample_bicubic2d_aa")  # fmt: skip
 
 
 @rule(*_POOLS, *_RESIZES)
@@ -44,7 +45,8 @@ def unpool(flow: Flow, node: Node) -> None:
     places = _space(flow, node, flow.get(indices), rank)
     lead = len(shape) - rank
     out = [
-        flow.unify([values[d], places[d]], [shape[d]] * 2, "max-unpooling with shared indices", "any") for d in range(lead)
+        flow.unify([values[d], places[d]], [shape[d]] * 2, "max-unpooling with shared indices", "any")
+        for d in range(lead)
     ]
     flow.set(node.outputs[0], [*out, *[()] * rank])
 

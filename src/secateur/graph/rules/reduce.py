@@ -8,8 +8,8 @@ from secateur.graph.rules.table import rule
 
 # Sums of zeros: removed elements contribute nothing where they are zero.
 _ADDITIVE = ("sum", "nansum", "linalg_vector_norm", "norm")
-_REDUCTIONS = ("mean", "amax", "amin", "max", "min", "argmax", "argmin", "var", "std", "var_mean", "std_mean", "prod", "any", "all",
-               "logsumexp", "median", "nanmean", "mode", "count_nonzero")  # fmt: skip
+_REDUCTIONS = ("mean", "amax", "amin", "max", "min", "argmax", "argmin", "var", "std", "var_mean", "std_mean", "prod",
+               "any", "all", "logsumexp", "median", "nanmean", "mode", "count_nonzero")  # fmt: skip
 _DIM_AT = {"linalg_vector_norm": 2, "norm": 2}
 
 
@@ -41,8 +41,8 @@ def reduction(flow: Flow, node: Node) -> None:
     return None
 
 
-@rule("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax", "cumsum", "cumprod", "sort", "flip", "roll", "topk",
-      "logcumsumexp", "cummax", "cummin", "renorm")  # fmt: skip
+@rule("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax", "cumsum", "cumprod", "sort", "flip",
+      "roll", "topk", "logcumsumexp", "cummax", "cummin", "renorm")  # fmt: skip
 def mixing(flow: Flow, node: Node) -> None:
     """Every element along the dimension depends on all the others or on its place."""
     x = node.args[0]
@@ -59,9 +59,9 @@ def mixing(flow: Flow, node: Node) -> None:
         flow.set(ref, copied(out, zero=zero))
 
 
-@rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention",
-      "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_fused_attention_overrideable",
-      "_scaled_dot_product_attention_math")  # fmt: skip
+@rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
+      "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
+      "_scaled_dot_product_fused_attention_overrideable", "_scaled_dot_product_attention_math")  # fmt: skip
 def attention(flow: Flow, node: Node) -> None:
     """Scores are divided by a root of the head's width, which would change."""
     flow.barrier("attention scores, scaled by the width of a head")

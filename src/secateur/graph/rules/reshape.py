@@ -39,8 +39,8 @@ def blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[i
 def _split(flow: Flow, track: Track, sizes: list[int]) -> list[Track | None]:
     """A track of merged size told as one track per new dimension; at most one of them gets it.
 
-    Where the labels vary along several of the new dimensions (channels split into parts), only one of them can shrink: the i-th
-    of each part go together. Which one is a choice; by default the largest, the last of equals.
+    Where the labels vary along several of the new dimensions (channels split into parts), only one of them can shrink:
+    the i-th of each part go together. Which one is a choice; by default the largest, the last of equals.
     """
     table = track.atoms.reshape(sizes)
     varying = [d for d in range(len(sizes)) if (table != np.take(table, [0], axis=d)).any()]
@@ -57,8 +57,8 @@ def _split(flow: Flow, track: Track, sizes: list[int]) -> list[Track | None]:
     return [track.view(parts[0]) if d == keep else None for d in range(len(sizes))]
 
 
-@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "flatten", "unflatten", "view_as", "squeeze_",
-      "unsqueeze_", "reshape_as")  # fmt: skip
+@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "flatten", "unflatten", "view_as",
+      "squeeze_", "unsqueeze_", "reshape_as")  # fmt: skip
 def view(flow: Flow, node: Node) -> None:
     x, out = node.args[0], node.outputs[0]
     if out is None:
@@ -132,9 +132,7 @@ def pixel_shuffle(flow: Flow, node: Node) -> None:
     layout, factor = flow.get(node.args[0]), int(node.args[1])
     for dim in layout[-2:]:
         flow.pin(dim, "pixel shuffle works along this dimension")
-    out = [
-        Track(flow.together(t.atoms.reshape(-1, factor * factor).T, "pixel shuffle"), t.zero) for t in layout[-3]
-    ]
+    out = [Track(flow.together(t.atoms.reshape(-1, factor * factor).T, "pixel shuffle"), t.zero) for t in layout[-3]]
     flow.set(node.outputs[0], [*layout[:-3], tuple(out), (), ()])
 
 
@@ -175,5 +173,7 @@ def fold(flow: Flow, node: Node) -> None:
     """(N, C kh kw, L) -> (N, C, H, W): the pixels of a patch go together."""
     layout, kernel = flow.get(node.args[0]), list(node.args[2])
     flow.pin(layout[-1], "folded along this dimension")
-    out = tuple(Track(flow.together(t.atoms.reshape(-1, kernel[0] * kernel[1]).T, "folded"), t.zero) for t in layout[-2])
+    out = tuple(
+        Track(flow.together(t.atoms.reshape(-1, kernel[0] * kernel[1]).T, "folded"), t.zero) for t in layout[-2]
+    )
     flow.set(node.outputs[0], [*copied(layout[:-2]), out, (), ()])

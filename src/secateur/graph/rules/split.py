@@ -15,7 +15,8 @@ def slice_(flow: Flow, node: Node) -> None:
     shape = flow.shape(x)
     d = argument(node, 1, "dim", 0) % len(shape)
     size = shape[d]
-    start, stop, step = slice(argument(node, 2, "start"), argument(node, 3, "end"), argument(node, 4, "step", 1)).indices(size)
+    wanted = slice(argument(node, 2, "start"), argument(node, 3, "end"), argument(node, 4, "step", 1))
+    start, stop, step = wanted.indices(size)
     layout = list(flow.get(x))
     if (start, stop, step) != (0, size, 1):
         if step != 1:
@@ -28,7 +29,7 @@ def slice_(flow: Flow, node: Node) -> None:
 
 @rule("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes")
 def split(flow: Flow, node: Node) -> None:
-    """Equal parts lose equally many: the i-th of each part go together. Unequal sizes are written in the code and can't follow."""
+    """Equal parts lose equally many: the i-th of each go together. Unequal sizes are in the code and can't follow."""
     x = node.args[0]
     shape = flow.shape(x)
     d = argument(node, 2, "dim", 0) % len(shape)

@@ -1,4 +1,4 @@
-"""The table operator -> rule. A rule reads the layouts of a node's inputs, tells the flow what goes together, and sets its outputs'."""
+"""The table operator -> rule. A rule reads its inputs' layouts, tells what goes together, and sets its outputs'."""
 
 from __future__ import annotations
 
