@@ -103,18 +103,16 @@ def _override(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[Pl
 
 
 def _drop_replaced(values: dict[str, Any], overrides: Sequence[tuple[tuple[str, ...], Any]]) -> None:
-    """Takes out of the file's values what an override replaces: the budget, the options of another method or network."""
-    defaults = Recipe()
-    for place, value in overrides:
-        section = values.get(place[0])
+    """Takes out of the file's values what overrides replace: the budget, the options of another method or network."""
+    names = {"method": Recipe().method.name, "model": Recipe().model.name}
+    for (head, key, *_), value in overrides:
+        section = values.get(head)
         if not isinstance(section, dict):
             continue
-        if place[0] == "budget" and place[1] in BUDGET_KEYS:
-            values["budget"] = {key: kept for key, kept in section.items() if key not in BUDGET_KEYS}
-        elif place in (("method", "name"), ("model", "name")) and value != section.get(
-            "name", getattr(defaults, place[0]).name
-        ):
-            values[place[0]] = {key: kept for key, kept in section.items() if key != "options"}
+        if head == "budget" and key in BUDGET_KEYS:
+            values[head] = {name: kept for name, kept in section.items() if name not in BUDGET_KEYS}
+        elif head in names and key == "name" and value != section.get("name", names[head]):
+            values[head] = {name: kept for name, kept in section.items() if name != "options"}
 
 
 def _write(values: dict[str, Any], place: Sequence[str], value: Any) -> None:
