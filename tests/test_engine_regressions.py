@@ -155,6 +155,43 @@ def test_a_network_in_data_parallel_is_pruned() -> None:
     assert isinstance(result.model, nn.DataParallel) and result.model.module.b[0].out_channels < 8
 
 
+def test_inference_mode_inside_forward() -> None:
+    class Inference(Between):
+        @torch.inference_mode()
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    assert pruned(Inference()).model.b[0].out_channels < 8
+
+
+def test_a_lazy_layer_is_refused_with_the_way_out() -> None:
+    class Lazy(Between):
+        def make(self) -> None:
+            self.lazy = nn.LazyConv2d(8, 1)
+
+        def between(self, y: Tensor) -> Tensor:
+            return self.lazy(y)
+
+    with pytest.raises(ModelError, match=r"lazy.weight has no shape yet; run the network once"):
+        secateur.trace(Lazy(), zoo.example())
+
+
+def test_infinities_in_the_output_are_compared_too() -> None:
+    class Masking(Between):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).masked_fill(x[:, :1] < 0, float("-inf"))
+
+    pruned(Masking())
+
+
+def test_noise_of_a_given_size_follows_the_channels() -> None:
+    class Noisy(Between):
+        def between(self, y: Tensor) -> Tensor:
+            return y + torch.normal(0.0, 0.1, y.shape, dtype=y.dtype, device=y.device)
+
+    assert reason(pruned(Noisy()), "a.0.weight") is None
+
+
 # -- labels -----------------------------------------------------------------------------------------------------------
 
 

@@ -101,6 +101,11 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled():  # composites arrive whole there
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
         recorded = tuple(self._refs(argument) for argument in args)
         named = {key: self._refs(argument) for key, argument in kwargs.items()}
         out = func(*args, **kwargs)
@@ -281,6 +286,9 @@ def capture(model: nn.Module, example_inputs: Any, *, training: bool, meta: bool
             f"{type(model).__name__} is TorchScript, whose tensors can't be changed; "
             "prune the Python network that it was made of"
         )
+    lazy = [name for name, tensor in state_of(model).items() if nn.parameter.is_lazy(tensor)]
+    if lazy:
+        raise ModelError(f"{type(model).__name__}: {lazy[0]} has no shape yet; run the network once before tracing it")
     record = Capture(training=training)
     recorder = _Recorder(record, {id(module): name for name, module in model.named_modules()})
     inputs = fresh_inputs(twice(example_inputs) if training else example_inputs, meta)

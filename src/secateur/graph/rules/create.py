@@ -19,6 +19,14 @@ def filled(flow: Flow, node: Node) -> None:
             flow.set(out, [(Track(np.full(n, FREE)),) if n > 1 else () for n in flow.shape(out)])
 
 
+@rule("normal")
+def drawn(flow: Flow, node: Node) -> None:
+    """From numbers to a given size; from tensors of means and deviations there is no rule."""
+    if any(node.inputs()):
+        return flow.barrier("noise with a mean or deviation for every element")
+    return filled(flow, node)
+
+
 @rule("arange", "linspace", "eye", "randperm", "randint", "tril_indices", "triu_indices")
 def fixed(flow: Flow, node: Node) -> None:
     """Every element has its own value: the size can't change."""
