@@ -14,7 +14,7 @@ demo: .venv/installed
 	$(RUN) -m secateur demo
 
 test: .venv/installed
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: .venv/installed
 	$(RUN) -m ruff check src tests examples
