@@ -209,6 +209,12 @@ def test_constants_written_at_chosen_channels_fix_them() -> None:
     assert "fixed" in (reason(pruned(Masked()), "a.0.weight") or "")
 
 
+def test_maps_written_side_by_side_stay_prunable() -> None:
+    result = pruned(zoo.NETWORKS["written"]())
+    for tensor in ("a.0.weight", "b.0.weight", "c.0.weight"):
+        assert reason(result, tensor) is None
+
+
 def test_scattered_ones_fix_their_channels() -> None:
     class OneHot(Between):
         def between(self, y: Tensor) -> Tensor:

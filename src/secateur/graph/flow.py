@@ -177,7 +177,7 @@ class Flow:
         spoilt = list(self.places.get(ref.value, ()))
         for dim in self.get(ref):
             for track in dim:
-                parent = track.parent
+                parent = track.parent if (track.atoms == FREE).any() else None
                 while parent is not None:
                     if len(parent.atoms) != len(track.atoms):
                         spoilt.append(parent)
