@@ -17,7 +17,7 @@ test: .venv/installed
 	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: .venv/installed
-	$(RUN) -m ruff check src tests examples
+	$(RUN) -m ruff check src tests examples benchmarks
 	$(RUN) -m mypy
 	$(RUN) -c "from importlinter.cli import lint_imports_command as check; check()"
 
