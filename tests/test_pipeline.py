@@ -234,7 +234,7 @@ MISTAKES: dict[str, tuple[dict[str, dict[str, Any]], type[SecateurError], str]] 
     "foreign weights": (
         {"model": {"weights": "{tmp}/foreign.safetensors"}},
         CheckpointError,
-        r"missing in the file: .* \d+ more; not in the network: head; of another shape: classifier\.weight \(2,\) instead",
+        r"missing in the file: .* \d+ more; not in the network: head; of another shape: classifier\.weight \(2,\)",
     ),
     "other width": ({"model": {"weights": "{run}/parent.safetensors", "width": 6}}, CheckpointError, "another shape"),
     "no plan": ({"model": {"plan": "{tmp}/no.json"}, "method": {"name": "none"}}, PlanError, r"no\.json"),
