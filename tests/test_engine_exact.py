@@ -11,6 +11,7 @@ import zoo
 from torch import nn
 
 import secateur
+from secateur.errors import NothingPrunableError
 from secateur.plan import plan_of
 
 
@@ -218,3 +219,24 @@ def test_random_state_of_the_user_is_not_disturbed() -> None:
     torch.manual_seed(5)
     secateur.prune(model, zoo.example(), method="random", pruning_ratio=0.3)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_when_verification_refuses_everything_the_reasons_say_so() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.c = zoo.conv_bn(3, 8), nn.Conv2d(8, 5, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.a(x)
+            return self.c(y / y.shape[1])
+
+    with pytest.raises(NothingPrunableError, match=r"a\.0 \(8 units\): failed verification: relative error"):
+        secateur.prune(zoo.randomise(Scaled()), zoo.example(), method="l1", pruning_ratio=0.5)
+
+
+def test_marks_on_parameters_are_kept() -> None:
+    model = zoo.build("plain")
+    model.a[0].weight.no_decay = True
+    small = secateur.prune(model, zoo.example(), pruning_ratio=0.5, scope="group").model
+    assert small.a[0].weight.no_decay and len(small.a[0].weight) == 4

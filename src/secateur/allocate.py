@@ -192,15 +192,19 @@ def _meet(graph: Graph, order: list[_Chunk], budget: Mapping[str, float]) -> NDA
     return _first(graph, order, low)
 
 
-def why_nothing(graph: Graph, scores: NDArray[np.float64] | None = None) -> str:
-    """The table of reasons why not a single unit can go."""
+def why_nothing(graph: Graph, scores: NDArray[np.float64], refused: Mapping[int, str] | None = None) -> str:
+    """The table of reasons why not a single unit can go; `refused` are groups that failed the verification."""
     lines = [f"nothing of {type(graph.model).__name__} can be removed:"]
-    for group in graph.groups:
+    if not graph.groups:
+        lines.append("  it has no parameters with channels")
+    for number, group in enumerate(graph.groups):
         if group.pinned:
             reason = f"pinned: {group.pinned}"
+        elif refused and number in refused:
+            reason = f"failed verification: {refused[number]}"
         elif len(group) == 1:
             reason = "a single channel"
-        elif scores is not None and not np.isfinite(scores[list(group.units)]).any():
+        elif not np.isfinite(scores[list(group.units)]).any():
             reason = "protected by the method (it has no score here)"
         else:
             reason = "kept by min_keep or round_to"

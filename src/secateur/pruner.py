@@ -103,17 +103,21 @@ def cut_verified(
     model, inputs = graph.model, graph.example_inputs
     values = np.asarray(scores, dtype=np.float64).copy()
     refused: dict[int, str] = {}
-    report = None
+    report, small = None, None
     while True:
-        plan = select(graph, values, **allocation)
+        try:
+            plan = select(graph, values, **allocation)
+        except NothingPrunableError:
+            raise NothingPrunableError(why_nothing(graph, values, refused)) from None
         if not len(plan):
             ratio = allocation.get("pruning_ratio")
             if refused or (ratio is not None and ratio > 0):
-                raise NothingPrunableError(why_nothing(graph, values))
+                raise NothingPrunableError(why_nothing(graph, values, refused))
             break  # the empty plan is what was asked for
         if not check:
             break
-        report = verify(model, apply(model, plan), plan, inputs)
+        small = apply(model, plan)
+        report = verify(model, small, plan, inputs)
         if report.ok:
             break
         found = _refused(graph, plan)
@@ -128,7 +132,8 @@ def cut_verified(
     costs = CostModel(graph)
     removed = units_of(graph, plan)
     before, after = costs(), costs(removed)
-    small = apply(model, plan, inplace=inplace, optimizer=optimizer)
+    if small is None or inplace or optimizer is not None:
+        small = apply(model, plan, inplace=inplace, optimizer=optimizer)
     asked = allocation.get("budget") or {"pruning_ratio": float(allocation["pruning_ratio"])}
     eligible = int((graph.prunable & np.isfinite(np.asarray(scores))).sum())
     got = (
@@ -166,7 +171,7 @@ def _refused(graph: Graph, plan: Plan) -> dict[int, str]:
     def said(part: Any) -> str | None:
         smaller = plan_of(graph, removed & np.isin(graph.solution.group_of, part))
         report = verify(graph.model, apply(graph.model, smaller), smaller, graph.example_inputs)
-        return None if report.ok else str(report)
+        return None if report.ok else next((c.problem for c in report.checks if c.problem), str(report))
 
     guilty: dict[int, str] = {}
     find_guilty(groups, said, guilty)

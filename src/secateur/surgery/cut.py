@@ -62,6 +62,7 @@ def _replace(tensor: Tensor, data: Tensor, gradient: Tensor | None, inplace: boo
         new = tensor
     elif isinstance(tensor, nn.Parameter):
         new = nn.Parameter(data, tensor.requires_grad)
+        new.__dict__.update(vars(tensor))  # marks that people leave on their parameters
     else:
         new = data
     new.grad = gradient
