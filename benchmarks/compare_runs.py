@@ -1,6 +1,6 @@
 """One Markdown table out of several run folders: the accuracy ladder of each, then the IoU of every class.
 
-    python benchmarks/compare_runs.py CAP=runs/cap L1=runs/l1 ... > results/table.md
+python benchmarks/compare_runs.py CAP=runs/cap L1=runs/l1 ... > results/table.md
 """
 
 from __future__ import annotations

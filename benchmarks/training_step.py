@@ -2,8 +2,9 @@
 
     python benchmarks/training_step.py [--network segnet --width 64 --batch 8 --size 360x480 --pairs 20]
 
-Plain and guided steps alternate on the same network, now one first and now the other, so that a machine whose speed
-drifts slows both down alike; the ratio is the median over pairs.
+Blocks of plain and of guided steps alternate on the same network, now one first and now the other, so that a machine
+whose speed drifts slows both down alike. A block counts with the median of its steps, its first left out; the ratio is
+the median over pairs of blocks.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", default="360x480")
     parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--methods", nargs="+", default=["cap", "network_slimming"])
     parser.add_argument("--threads", type=int, default=None)
     options = parser.parse_args()
@@ -59,20 +61,22 @@ def main() -> None:
 
     out = {**vars(options), "device": device, "threads": torch.get_num_threads()}
     for method in options.methods:
-        step(None)
+        for _ in range(options.steps):
+            step(None)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         pruner = secateur.Pruner(model, x[:1], method=method)
+        pruner.close()
         wall, processor = [], []
         for pair in range(options.pairs):
-            times = {}
+            blocks = {}
             for guided in (False, True) if pair % 2 == 0 else (True, False):
-                pruner.close()
                 if guided:
                     pruner.method.start(pruner.graph)
-                times[guided] = step(pruner if guided else None)
-            wall.append(times[True][0] / times[False][0])
-            processor.append(times[True][1] / times[False][1])
-        pruner.close()
+                times = [step(pruner if guided else None) for _ in range(options.steps + 1)][1:]
+                pruner.close()
+                blocks[guided] = [statistics.median(column) for column in zip(*times, strict=True)]
+            wall.append(blocks[True][0] / blocks[False][0])
+            processor.append(blocks[True][1] / blocks[False][1])
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         out[method] = {
             "step_time_ratio": round(statistics.median(wall), 4),
