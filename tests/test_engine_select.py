@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import secateur
 from secateur.allocate import BUDGETS
-from secateur.cost import CostModel
+from secateur.costs import CostModel
 from secateur.errors import BudgetError, CheckpointError, MethodError, NothingPrunableError, PlanError
 from secateur.models import create_model
 from secateur.pruner import units_of

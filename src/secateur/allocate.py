@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from secateur.cost import CostModel
+from secateur.costs import CostModel
 from secateur.errors import BudgetError, MethodError, NothingPrunableError, nearest
 from secateur.graph import Graph
 from secateur.plan import Plan, plan_of

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from secateur.allocate import achieved, select, why_nothing
-from secateur.cost import Cost, CostModel
+from secateur.costs import Cost, CostModel
 from secateur.errors import NothingPrunableError, VerificationError
 from secateur.graph import Graph, find_guilty, trace
 from secateur.methods import Method, Training, make_method

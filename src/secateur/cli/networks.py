@@ -12,7 +12,7 @@ from secateur.cli.guard import guarded
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from secateur.cost import Cost, CostModel
+    from secateur.costs import Cost, CostModel
     from secateur.graph import Graph, Group
 
 Network = Annotated[
@@ -43,7 +43,7 @@ def inspect(
     params % and MACs % are the shares of the network's cost that would go if the whole group went. A weight between two
     groups goes with either, so the shares add up to more than 100.
     """
-    from secateur.cost import CostModel
+    from secateur.costs import CostModel
     from secateur.graph import trace
 
     module, example = _network(network, options, classes, shape)
@@ -72,7 +72,7 @@ def cost(
 
     In all three conventions, in total and per module: macs counts multiply-accumulates, paper_flops is what the CAP
     paper counts, yolo_flops what YOLOv5 prints."""
-    from secateur.cost import cost as count
+    from secateur.costs import cost as count
 
     model, example = _network(network, options, classes, shape)
     total = count(model, example)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from secateur import report
-from secateur.cost import cost
+from secateur.costs import cost
 from secateur.data import Loader
 from secateur.data.augment import normalise
 from secateur.errors import RunFolderError

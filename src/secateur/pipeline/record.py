@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from secateur.cost import Cost
+from secateur.costs import Cost
 from secateur.metrics import Scores
 from secateur.recipe import Recipe
 
