@@ -10,6 +10,7 @@ the median over pairs of blocks.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import resource
 import statistics
@@ -66,12 +67,15 @@ def main() -> None:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         pruner = secateur.Pruner(model, x[:1], method=method)
         pruner.close()
+        gc.collect()
+        gc.freeze()  # attaching makes garbage, whose collection must not fall into one kind of block only
         wall, processor = [], []
         for pair in range(options.pairs):
             blocks = {}
             for guided in (False, True) if pair % 2 == 0 else (True, False):
                 if guided:
                     pruner.method.start(pruner.graph)
+                gc.collect()
                 times = [step(pruner if guided else None) for _ in range(options.steps + 1)][1:]
                 pruner.close()
                 blocks[guided] = [statistics.median(column) for column in zip(*times, strict=True)]
