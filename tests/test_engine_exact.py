@@ -34,18 +34,6 @@ def test_pruning_is_exact_and_leaves_the_original_alone(name: str, dtype: torch.
     assert [m.training for m in model.modules()] == modes
 
 
-def silenced_by_hand(model: nn.Module, plan: secateur.Plan) -> nn.Module:
-    """The definition of the contract, independent of the library's own silencing."""
-    model = copy.deepcopy(model)
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    with torch.no_grad():
-        for name, dims in plan.removed.items():
-            for dim, indices in dims.items():
-                for index in indices:
-                    tensors[name].select(dim, index).zero_()
-    return model
-
-
 @pytest.mark.parametrize("name", zoo.NETWORKS)
 def test_the_contract_literally(name: str) -> None:
     """Not through `verify`: silenced by hand, run as plain modules, in eval and in train mode, on a fresh input."""
@@ -54,7 +42,7 @@ def test_the_contract_literally(name: str) -> None:
     x = torch.randn(3, 3, 16, 20, dtype=torch.float64)
     for training in (False, True):
         silent, small = (
-            silenced_by_hand(model, result.plan).train(training),
+            zoo.silenced_by_hand(model, result.plan).train(training),
             copy.deepcopy(result.model).train(training),
         )
         for module in [*silent.modules(), *small.modules()]:
@@ -74,7 +62,7 @@ def test_the_contract_literally(name: str) -> None:
 def test_gradients_agree_too(name: str) -> None:
     model = zoo.build(name).double()
     result = secateur.prune(model, zoo.example().double(), method="random", pruning_ratio=0.5)
-    silent, small = silenced_by_hand(model, result.plan).train(), copy.deepcopy(result.model).train()
+    silent, small = zoo.silenced_by_hand(model, result.plan).train(), copy.deepcopy(result.model).train()
     x = zoo.example().double()
     for network in (silent, small):
         network(x).square().sum().backward()

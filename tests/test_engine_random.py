@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import zoo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -350,18 +350,6 @@ STEPS = st.one_of(
 )  # fmt: skip
 
 
-def silenced_by_hand(model: nn.Module, plan: secateur.Plan) -> nn.Module:
-    """The definition of the contract, independent of the library's own silencing."""
-    model = copy.deepcopy(model)
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    with torch.no_grad():
-        for name, dims in plan.removed.items():
-            for dim, indices in dims.items():
-                for index in indices:
-                    tensors[name].select(dim, index).zero_()
-    return model
-
-
 def drawn_plan(graph: secateur.Graph, seed: int) -> secateur.Plan:
     """Any share of every group, something of each stays."""
     generator = np.random.default_rng(seed)
@@ -392,7 +380,7 @@ def check(steps: list[tuple[type[Layer], tuple[Any, ...]]], head: str, outputs: 
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     graph = secateur.trace(model, torch.randn(2, 3, SIZE, SIZE, dtype=torch.float64))
     plan = drawn_plan(graph, seed)
-    small, silent = secateur.apply(model, plan), silenced_by_hand(model, plan)
+    small, silent = secateur.apply(model, plan), zoo.silenced_by_hand(model, plan)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     x = torch.randn(3, 3, SIZE, SIZE, dtype=torch.float64)
     for training in (False, True):

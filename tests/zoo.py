@@ -4,11 +4,14 @@ show.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+import secateur
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -378,3 +381,15 @@ def build(name: str, seed: int = 0) -> nn.Module:
 
 def example(batch: int = 2) -> Tensor:
     return torch.randn(batch, 3, 16, 20, generator=torch.Generator().manual_seed(1))
+
+
+def silenced_by_hand(model: nn.Module, plan: secateur.Plan) -> nn.Module:
+    """The definition of the contract, independent of the library's own silencing."""
+    model = copy.deepcopy(model)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for name, dims in plan.removed.items():
+            for dim, indices in dims.items():
+                for index in indices:
+                    tensors[name].select(dim, index).zero_()
+    return model

@@ -118,11 +118,11 @@ def _follow(optimizer: Optimizer, new: Mapping[int, Tensor]) -> None:
                 group["params"][i] = other
 
 
-def silenced_state(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
-    """The network's tensors, copied, every slice that the plan removes set to zero: what the pruned must equal."""
+def silenced(state: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
+    """A network's tensors, copied, every slice that the plan removes set to zero: what the pruned must equal."""
     made: dict[int, Tensor] = {}
     out = {}
-    for name, tensor in state_of(model).items():
+    for name, tensor in state.items():
         if id(tensor) not in made:
             made[id(tensor)] = tensor.detach().clone()
         for dim, indices in plan.removed.get(name, {}).items():

@@ -12,9 +12,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import SecateurError
-from secateur.graph import mapped_state, mode_of, run, tensors_in, twice
+from secateur.graph import mapped_state, mode_of, run, state_of, tensors_in, twice
 from secateur.plan import Plan
-from secateur.surgery.cut import select, silenced_state
+from secateur.surgery.cut import select, silenced
 
 TOLERANCE = {torch.float64: 1e-12}
 FLOAT32_TOLERANCE = 1e-5
@@ -73,13 +73,13 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any) 
     checks = []
     for training in (False, True):
         inputs = twice(example_inputs) if training else example_inputs
-        silenced = silenced_state(model, plan)
+        silent = silenced(state_of(model), plan)
         pruned = mapped_state(small, lambda _, tensor: tensor.detach().clone())
-        own = _compare(model, small, silenced, pruned, inputs, training, "own")
+        own = _compare(model, small, silent, pruned, inputs, training, "own")
         if own is None:  # the original itself does not run in train mode on this input
             continue
         if not own.ok and own.dtype != "float64":
-            double = _compare(model, small, _double(silenced), _double(pruned), _double(inputs), training, "own")
+            double = _compare(model, small, _double(silent), _double(pruned), _double(inputs), training, "own")
             own = double if double is not None else own
         checks.append(own)
         silent, cut = _random_states(model, plan)
@@ -190,14 +190,10 @@ def _random_states(model: nn.Module, plan: Plan) -> tuple[dict[str, Tensor], dic
 
     random = mapped_state(model, draw)
     cut: dict[int, Tensor] = {}
-    silent: dict[int, Tensor] = {}
     for name, tensor in random.items():  # a plan names a tied tensor once, by its first name, which comes first here
         if id(tensor) not in cut:
             dims = plan.removed.get(name, {})
             cut[id(tensor)] = select(
                 tensor, {d: torch.as_tensor(plan.kept(name, d), device=tensor.device) for d in dims}
             )
-            silent[id(tensor)] = tensor.clone()
-            for dim, indices in dims.items():
-                silent[id(tensor)].index_fill_(dim, torch.as_tensor(indices, device=tensor.device), 0)
-    return {name: silent[id(t)] for name, t in random.items()}, {name: cut[id(t)] for name, t in random.items()}
+    return silenced(random, plan), {name: cut[id(t)] for name, t in random.items()}

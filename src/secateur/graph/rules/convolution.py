@@ -6,10 +6,11 @@ import numpy as np
 
 from secateur.graph.capture import Node, Ref
 from secateur.graph.flow import FREE, Dim, Flow, Layout, Track
+from secateur.graph.operators import CONVOLUTIONS
 from secateur.graph.rules.table import rule
 
 
-@rule("convolution", "_convolution", "mkldnn_convolution")
+@rule(*CONVOLUTIONS)
 def convolution(flow: Flow, node: Node) -> None:
     """input (N, I, ...), weight (O, I / groups, ...) or transposed (I, O / groups, ...), bias (O)."""
     x, weight, bias = node.args[:3]

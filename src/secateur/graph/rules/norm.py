@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from secateur.graph.capture import Node, Ref
 from secateur.graph.flow import Flow, Track, argument, copied
+from secateur.graph.operators import BATCH_NORMS
 from secateur.graph.rules.table import rule
 
 
-@rule("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_functional",
-      "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "batch_norm", "_batch_norm_with_update",
-      "_batch_norm_no_update")  # fmt: skip
+@rule(*BATCH_NORMS, "_native_batch_norm_legit_functional")
 def batch_norm(flow: Flow, node: Node) -> None:
     """Channel by channel: weight, bias and running statistics go with dimension 1 of the input."""
     x = node.args[0]
