@@ -4,7 +4,8 @@
 
 Blocks of plain and of guided steps alternate on the same network, now one first and now the other, so that a machine
 whose speed drifts slows both down alike. A block counts with the median of its steps, its first left out; the ratio is
-the median over pairs of blocks.
+the median over pairs of blocks. The first row is a control: plain steps against plain steps. What it is off 1 by is what
+the machine and this way of measuring put in; nothing smaller means anything.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 
 import secateur
 from secateur.models import create_model
+from secateur.training.devices import keep_freed_memory
 
 
 def main() -> None:
@@ -31,9 +33,12 @@ def main() -> None:
     parser.add_argument("--size", default="360x480")
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--methods", nargs="+", default=["cap", "network_slimming"])
+    parser.add_argument("--methods", nargs="+", default=["none", "cap", "network_slimming"])
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--give-back", action="store_true", help="leave the C library's memory as it is")
     options = parser.parse_args()
+    if not options.give_back:
+        keep_freed_memory()  # as the command line does
     if options.threads:
         torch.set_num_threads(options.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -65,25 +70,28 @@ def main() -> None:
         for _ in range(options.steps):
             step(None)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        pruner = secateur.Pruner(model, x[:1], method=method)
-        pruner.close()
+        pruner = None if method == "none" else secateur.Pruner(model, x[:1], method=method)
+        if pruner is not None:
+            pruner.close()
         gc.collect()
         gc.freeze()  # attaching makes garbage, whose collection must not fall into one kind of block only
         wall, processor = [], []
         for pair in range(options.pairs):
             blocks = {}
             for guided in (False, True) if pair % 2 == 0 else (True, False):
-                if guided:
+                if guided and pruner is not None:
                     pruner.method.start(pruner.graph)
                 gc.collect()
                 times = [step(pruner if guided else None) for _ in range(options.steps + 1)][1:]
-                pruner.close()
+                if pruner is not None:
+                    pruner.close()
                 blocks[guided] = [statistics.median(column) for column in zip(*times, strict=True)]
             wall.append(blocks[True][0] / blocks[False][0])
             processor.append(blocks[True][1] / blocks[False][1])
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         out[method] = {
             "step_time_ratio": round(statistics.median(wall), 4),
+            "step_time_quartiles": [round(q, 4) for q in statistics.quantiles(wall, n=4)[::2]],
             "processor_time_ratio": round(statistics.median(processor), 4),
             "peak_memory_ratio": round(after / before, 4),
         }

@@ -34,11 +34,13 @@ def demo(
     """
     from secateur.pipeline import Experiment
     from secateur.recipe import load_recipe
+    from secateur.training.devices import keep_freed_memory
 
     with resources.as_file(resources.files("secateur.cli") / "demo.yaml") as path:
         recipe = load_recipe(path, overrides or [])
     out = _unfinished_or_free(out)
     note(f"the demo's recipe and results go to {out}")
+    keep_freed_memory()
     experiment = Experiment(recipe, out, resume=out.exists(), command=command_line())
     remember_run(out, "the same command goes on")
     show(experiment.run(), out)

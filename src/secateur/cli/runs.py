@@ -95,9 +95,11 @@ def _perform(
     """
     from secateur.pipeline import Experiment
     from secateur.recipe import load_recipe
+    from secateur.training.devices import keep_freed_memory
 
     path, out = _places(source, out)
     recipe = load_recipe(path, overrides or [])
+    keep_freed_memory()
     experiment = Experiment(recipe, out, resume=resume is None or resume, command=command_line())
     remember_run(out, "the same command goes on" if resume is None else "--resume goes on")
     result = work(experiment)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from lightning_fabric import Fabric
 
 from secateur.errors import RecipeError
 
-__all__ = ["make_fabric"]
+__all__ = ["keep_freed_memory", "make_fabric"]
 
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
@@ -35,3 +37,20 @@ def make_fabric(accelerator: str = "auto", devices: int = 1, precision: str | in
         devices=devices,
         precision=PRECISIONS[str(precision)],  # type: ignore[arg-type]
     )
+
+
+def keep_freed_memory() -> bool:
+    """Has the C library keep what tensors on the CPU free, for the whole process.
+
+    glibc gives every large block back to the system and asks for it again in the next step, page by page; training on
+    the CPU then spends up to a third of its time on page faults. Only glibc has this, and needs it.
+
+    Returns:
+        Whether the C library took it on.
+    """
+    trim_threshold, mmap_max = -1, -4  # parameters of mallopt(3)
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library; another system
+        return False
+    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, -1))
