@@ -4,8 +4,8 @@
 
 Blocks of plain and of guided steps alternate on the same network, now one first and now the other, so that a machine
 whose speed drifts slows both down alike. A block counts with the median of its steps, its first left out; the ratio is
-the median over pairs of blocks. The first row is a control: plain steps against plain steps. What it is off 1 by is what
-the machine and this way of measuring put in; nothing smaller means anything.
+the median over pairs of blocks. The first row is a control, plain steps against plain steps: what it is off 1 by comes
+from the machine and from this way of measuring, and nothing smaller means anything.
 """
 
 from __future__ import annotations

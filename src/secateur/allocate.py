@@ -21,14 +21,15 @@ from secateur.graph import Graph
 from secateur.plan import Plan, plan_of
 
 BUDGETS = ("params", "macs", "paper_flops", "yolo_flops")
-SCOPES = ("global", "group")
+SCOPES = ("global", "group", "cost")
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Units of one group that leave together, so that the rest keeps a multiple of `round_to`."""
+    """Units of one group that leave together, so that the rest keeps a multiple of `round_to`; the chunk of smallest
+    rank goes first."""
 
-    score: float
+    rank: float
     units: NDArray[np.int64]
 
 
@@ -50,7 +51,10 @@ def select(
         pruning_ratio: share of the removable units to remove, 0 to 1 (1 means: down to the floors).
         budget: instead of a ratio, what may remain of one or more of "params", "macs", "paper_flops", "yolo_flops": a
             fraction of the original (up to 1) or an absolute number (above 1).
-        scope: "global" ranks all units together; "group" removes the same share of every group.
+        scope: "global" ranks all units together; "group" removes the same share of every group; "cost" ranks all
+            units together by the square of their score over what their removal saves of the budget. What is lost with
+            a channel goes with the square of its scale, and a channel of a wide layer saves many times what one of a
+            narrow layer saves: the greedy rule of the knapsack problem.
         min_keep: every group keeps at least this share of its units, and at least one.
         round_to: every group keeps a multiple of this many channels.
 
@@ -63,11 +67,12 @@ def select(
         BudgetError: the budget can't be met; says what can.
     """
     values = _checked(graph, scores, pruning_ratio, budget, scope, min_keep, round_to)
-    order = _order(graph, values, scope, min_keep, round_to)
+    limited = _Limited(graph, budget) if budget is not None else None
+    order = _order(graph, values, scope, min_keep, round_to, limited)
     if not order:
         raise NothingPrunableError(why_nothing(graph, values))
-    if budget is not None:
-        removed = _meet(graph, order, budget)
+    if limited is not None:
+        removed = _meet(graph, order, limited)
     else:
         assert pruning_ratio is not None
         target = int(pruning_ratio * int((graph.prunable & np.isfinite(values)).sum()) + 1e-9)
@@ -102,6 +107,11 @@ def _checked(
         raise MethodError(f"pruning_ratio {pruning_ratio}: the share of units to remove, between 0 and 1, was expected")
     if scope not in SCOPES:
         raise MethodError(f"scope {scope!r}; {nearest(scope, SCOPES)}")
+    if scope == "cost" and budget is None:
+        raise MethodError(
+            "scope 'cost' ranks units by what they save of a budget: give budget=... instead of pruning_ratio, "
+            "or scope='global'"
+        )
     if not 0 <= min_keep <= 1:
         raise MethodError(f"min_keep {min_keep}: a share between 0 and 1 was expected")
     if round_to < 1:
@@ -119,9 +129,37 @@ def _checked(
     return values
 
 
-def _order(graph: Graph, scores: NDArray[np.float64], scope: str, min_keep: float, round_to: int) -> list[_Chunk]:
+class _Limited:
+    """The cost of a network, and its limits."""
+
+    def __init__(self, graph: Graph, budget: Mapping[str, float]) -> None:
+        self.model = CostModel(graph)
+        self.whole = self.model()
+        self.limits = {
+            name: value if value > 1 else value * getattr(self.whole, name) for name, value in budget.items()
+        }
+
+    def savings(self) -> NDArray[np.float64]:
+        """Of what has to go, the share that every single unit saves; over all limits together."""
+        out = np.zeros(self.model.graph.units)
+        for name, limit in self.limits.items():
+            excess = getattr(self.whole, name) - limit
+            if excess > 0:
+                out += self.model.saved(name) / excess
+        return out
+
+
+def _order(
+    graph: Graph,
+    scores: NDArray[np.float64],
+    scope: str,
+    min_keep: float,
+    round_to: int,
+    limited: _Limited | None,
+) -> list[_Chunk]:
     """All units that may leave, in the order in which they leave."""
     chunks: list[_Chunk] = []
+    savings = limited.savings() if scope == "cost" and limited is not None else None
     for group in graph.groups:
         units = np.asarray(group.units)
         mine = scores[units]
@@ -138,11 +176,25 @@ def _order(graph: Graph, scores: NDArray[np.float64], scope: str, min_keep: floa
         running, start = -math.inf, 0
         for end in ends:
             part = by_score[start:end]
-            score = end / len(units) if scope == "group" else float(scores[part].mean())
-            running = max(running, score)  # within a group the order is kept
+            if scope == "group":
+                rank = end / len(units)
+            elif savings is None:
+                rank = float(scores[part].mean())
+            else:
+                rank = _per_cost(scores[part], savings[part])
+            running = max(running, rank)  # within a group the order is kept
             chunks.append(_Chunk(running, part))
             start = end
-    return sorted(chunks, key=lambda chunk: (chunk.score, int(chunk.units[0])))
+    return sorted(chunks, key=lambda chunk: (chunk.rank, int(chunk.units[0])))
+
+
+def _per_cost(scores: NDArray[np.float64], savings: NDArray[np.float64]) -> float:
+    """The squares of scores over what their units save; scores below zero keep their sign, and so go first."""
+    lost = float((np.sign(scores) * scores**2).sum())
+    saved = float(savings.sum())
+    if saved > 0:
+        return lost / saved if lost > 0 else lost
+    return math.inf  # nothing is won by these
 
 
 def _step(graph: Graph, unit: int, round_to: int) -> int:
@@ -165,11 +217,10 @@ def _first(graph: Graph, order: list[_Chunk], count: int) -> NDArray[np.bool_]:
     return removed
 
 
-def _meet(graph: Graph, order: list[_Chunk], budget: Mapping[str, float]) -> NDArray[np.bool_]:
+def _meet(graph: Graph, order: list[_Chunk], limited: _Limited) -> NDArray[np.bool_]:
     """The fewest chunks whose removal meets every budget."""
-    model = CostModel(graph)
-    whole, least = model(), model(_first(graph, order, len(order)))
-    limits = {name: value if value > 1 else value * getattr(whole, name) for name, value in budget.items()}
+    model, whole, limits = limited.model, limited.whole, limited.limits
+    least = model(_first(graph, order, len(order)))
     short = {name: limit for name, limit in limits.items() if getattr(least, name) > limit}
     if short:
         raise BudgetError(

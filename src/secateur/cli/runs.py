@@ -103,6 +103,8 @@ def _perform(
     experiment = Experiment(recipe, out, resume=resume is None or resume, command=command_line())
     remember_run(out, "the same command goes on" if resume is None else "--resume goes on")
     result = work(experiment)
+    if not experiment.fabric.is_global_zero:
+        return  # one of several processes speaks
     if as_json:
         typer.echo(json.dumps(result, indent=2))
     else:

@@ -83,6 +83,18 @@ class CostModel:
         """One column's total."""
         return sum(self._value(term, removed) for term in self.terms if term.column == column)
 
+    def saved(self, column: str) -> NDArray[np.int64]:
+        """What one column loses when a single unit leaves the whole network, (units,)."""
+        count = self.graph.units
+        out = np.zeros(count, dtype=np.int64)
+        for term in self.terms:
+            if term.column == column:
+                without = np.full(count, term.constant, dtype=np.int64)
+                for units in term.dims:
+                    without *= len(units) - np.bincount(units[units >= 0], minlength=count)
+                out += self._value(term, None) - without
+        return out
+
     @staticmethod
     def _value(term: _Term, removed: NDArray[np.bool_] | None) -> int:
         value = term.constant

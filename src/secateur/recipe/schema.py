@@ -112,8 +112,8 @@ class Budget(Section):
     pruning_ratio: Share | None = Field(default=None, description="share of the units that is removed, 0 to 1")
     min_keep: Share = Field(default=0.1, description="share of every group's units that is kept whatever the budget")
     round_to: Positive = Field(default=1, description="kept channels are a multiple of this")
-    scope: Literal["global", "group"] = Field(
-        default="global", description="rank units over the network, or in every group"
+    scope: Literal["global", "group", "cost"] = Field(
+        default="global", description="how units are ranked: global, in every group, or per cost that they save"
     )
 
     @property

@@ -14,6 +14,7 @@ from secateur.surgery import misfits
 
 __all__ = ["load_weights", "save_weights"]
 
+
 def save_weights(path: Path, model: nn.Module) -> None:
     """Writes the state dict to `path`, atomically; shared tensors are written once for each name."""
     tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.state_dict().items()}
