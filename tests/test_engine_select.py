@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,6 +124,43 @@ def _unet16() -> secateur.Graph:
     return _unet16.graph
 
 
+def left(result: secateur.Result) -> dict[str, float]:
+    """Kept share of every group, by name."""
+    removed = units_of(result.graph, result.plan)
+    return {g.name: 1 - removed[list(g.units)].mean() for g in result.graph.groups if g.pinned is None}
+
+
+def unet() -> torch.nn.Module:
+    return create_model("unet", classes=5, width=8)
+
+
+@pytest.mark.parametrize("asked", [{"pruning_ratio": 0.5}, {"budget": {"params": 0.6}}])
+def test_what_is_protected_stays_and_the_rest_makes_up_for_it(asked: dict[str, Any]) -> None:
+    protect = ["decoder.*", "encoder.stage2.conv1"]
+    result = secateur.prune(unet(), torch.zeros(1, 3, 32, 32), protect=protect, verify=False, **asked)
+    kept = left(result)
+    safe = {name for name in kept if name.startswith("decoder") or name == "encoder.stage2.conv1"}
+    assert len(safe) >= 8 and all(kept[name] == 1 for name in safe)
+    assert any(share < 1 for share in kept.values())
+    achieved = result.budget["achieved"]
+    assert achieved == pytest.approx(result.budget["asked"], abs=0.02)
+    assert list(achieved) == (["pruning_ratio"] if "pruning_ratio" in asked else ["params"])
+
+
+@pytest.mark.parametrize("asked", [{"pruning_ratio": 0.5}, {"budget": {"params": 0.4}}, {}])
+def test_ratios_by_name_hold_whatever_the_rest_does(asked: dict[str, Any]) -> None:
+    ratios = {"encoder.*": 0.25, "encoder.stage3.conv?": 0.5, "encoder.stage1.conv2": 0.0}
+    result = secateur.prune(unet(), torch.zeros(1, 3, 32, 32), ratios=ratios, **asked)
+    kept = left(result)
+    assert kept["encoder.stage3.conv1"] == kept["encoder.stage3.conv2"] == 0.5
+    assert kept["encoder.stage4.conv1"] == 0.75 and kept["encoder.stage1.conv2"] == 1.0
+    assert (kept["decoder.stage4.conv1"] < 1) == bool(asked)
+    for what, value in asked.get("budget", {}).items():
+        assert getattr(result.after, what) <= value * getattr(result.before, what)
+    assert result.budget["asked"]["ratio of encoder.stage3.conv?"] == 0.5
+    assert result.budget["achieved"]["ratio of encoder.stage3.conv?"] == 0.5
+
+
 def test_absolute_budget(graph: secateur.Graph) -> None:
     plan = secateur.select(graph, secateur.score(graph, "random"), budget={"params": 100_000})
     assert 98_000 < CostModel(graph).total("params", units_of(graph, plan)) <= 100_000
@@ -171,6 +209,10 @@ def test_macs_agree_with_torch() -> None:
         ({"budget": {"params": 0.0}}, "params 0.0"),
         ({"budget": {}}, "empty budget"),
         ({"pruning_ratio": 0.5, "scope": "locl"}, "scope 'locl'"),
+        ({"pruning_ratio": 0.5, "protect": ["encodr"]}, "protect 'encodr' names no channels; .*did you mean 'encoder'"),
+        ({"pruning_ratio": 0.5, "protect": "nothing"}, "protect 'nothing' names no channels"),
+        ({"ratios": {"encoder": 1.5}}, "ratios 'encoder': 1.5"),
+        ({"ratios": {}}, "give either pruning_ratio"),
         ({"pruning_ratio": 0.5, "scope": "cost"}, "give budget=... instead of pruning_ratio"),
         ({"pruning_ratio": 0.5, "min_keep": 2}, "min_keep 2"),
         ({"pruning_ratio": 0.5, "round_to": 0}, "round_to 0"),

@@ -7,7 +7,7 @@ budget is met by bisecting how many have left.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from secateur.costs import CostModel
+from secateur.costs import Cost, CostModel
 from secateur.errors import BudgetError, MethodError, NothingPrunableError, nearest
-from secateur.graph import Graph
+from secateur.graph import Graph, match_groups
 from secateur.plan import Plan, plan_of
 
 BUDGETS = ("params", "macs", "paper_flops", "yolo_flops")
@@ -42,6 +42,8 @@ def select(
     scope: str = "global",
     min_keep: float = 0.1,
     round_to: int = 1,
+    protect: Iterable[str] = (),
+    ratios: Mapping[str, float] | None = None,
 ) -> Plan:
     """Choose the units to remove: those of smallest score.
 
@@ -57,6 +59,9 @@ def select(
             narrow layer saves: the greedy rule of the knapsack problem.
         min_keep: every group keeps at least this share of its units, and at least one.
         round_to: every group keeps a multiple of this many channels.
+        protect: modules, parameters, groups, or patterns of their names ("decoder.*"), whose channels all stay.
+        ratios: the same -> the share of these channels that goes, whatever the rest does; of several patterns that
+            name a group the last one counts. The ratio or budget is then met by the others, if there is one.
 
     Returns:
         The plan.
@@ -66,18 +71,31 @@ def select(
         NothingPrunableError: no unit can be removed; the message is the table of reasons.
         BudgetError: the budget can't be met; says what can.
     """
-    values = _checked(graph, scores, pruning_ratio, budget, scope, min_keep, round_to)
+    values = _checked(graph, scores, pruning_ratio, budget, scope, min_keep, round_to, ratios)
+    for groups in match_groups(graph, [protect] if isinstance(protect, str) else protect, "protect").values():
+        for group in groups:
+            values[list(graph.groups[group].units)] = np.inf
+    shares: dict[int, float] = {}
+    for pattern, groups in match_groups(graph, ratios or {}, "ratios").items():
+        shares.update(dict.fromkeys(groups, (ratios or {})[pattern]))
     limited = _Limited(graph, budget) if budget is not None else None
-    order = _order(graph, values, scope, min_keep, round_to, limited)
-    if not order:
+    chunks = _chunks(graph, values, scope, min_keep, round_to, limited)
+    if not any(chunks.values()):
         raise NothingPrunableError(why_nothing(graph, values))
+    fixed = [
+        chunk
+        for group, share in shares.items()
+        for chunk in _within(chunks.pop(group, []), share * len(graph.groups[group]))
+    ]
+    order = sorted(
+        (chunk for mine in chunks.values() for chunk in mine), key=lambda chunk: (chunk.rank, int(chunk.units[0]))
+    )
     if limited is not None:
-        removed = _meet(graph, order, limited)
+        removed = _meet(graph, fixed, order, limited)
     else:
-        assert pruning_ratio is not None
-        target = int(pruning_ratio * int((graph.prunable & np.isfinite(values)).sum()) + 1e-9)
-        counts = np.cumsum([len(chunk.units) for chunk in order])
-        removed = _first(graph, order, int(np.searchsorted(counts, target, side="right")))
+        others = np.isin(graph.solution.group_of, list(shares), invert=True)
+        target = int((pruning_ratio or 0.0) * int((graph.prunable & np.isfinite(values) & others).sum()) + 1e-9)
+        removed = _leaving(graph, [*fixed, *_within(order, target)])
     return plan_of(graph, removed)
 
 
@@ -89,8 +107,10 @@ def _checked(
     scope: str,
     min_keep: float,
     round_to: int,
+    ratios: Mapping[str, float] | None,
 ) -> NDArray[np.float64]:
-    values = np.asarray(scores.detach().cpu() if isinstance(scores, torch.Tensor) else scores, dtype=np.float64)
+    """The scores as a new array, if every argument is what it should be."""
+    values = np.array(scores.detach().cpu() if isinstance(scores, torch.Tensor) else scores, dtype=np.float64)
     if values.shape != (graph.units,):
         raise MethodError(f"scores of shape {values.shape}; one per unit was expected: ({graph.units},)")
     bad = np.flatnonzero(np.isnan(values) & graph.prunable)
@@ -99,10 +119,13 @@ def _checked(
         raise MethodError(
             f"the score of {len(bad)} units is NaN, first in {group.name}; are there NaNs in the network's weights?"
         )
-    if (pruning_ratio is None) == (budget is None):
+    if (pruning_ratio is not None and budget is not None) or (pruning_ratio is None and budget is None and not ratios):
         raise MethodError(
             "give either pruning_ratio (share removed) or budget (what remains), not both and not neither"
         )
+    for pattern, share in (ratios or {}).items():
+        if not 0 <= share <= 1:
+            raise MethodError(f"ratios {pattern!r}: {share}; the share to remove, between 0 and 1, was expected")
     if pruning_ratio is not None and not 0 <= pruning_ratio <= 1:
         raise MethodError(f"pruning_ratio {pruning_ratio}: the share of units to remove, between 0 and 1, was expected")
     if scope not in SCOPES:
@@ -149,18 +172,18 @@ class _Limited:
         return out
 
 
-def _order(
+def _chunks(
     graph: Graph,
     scores: NDArray[np.float64],
     scope: str,
     min_keep: float,
     round_to: int,
     limited: _Limited | None,
-) -> list[_Chunk]:
-    """All units that may leave, in the order in which they leave."""
-    chunks: list[_Chunk] = []
+) -> dict[int, list[_Chunk]]:
+    """The units of every group that may leave, in the order in which they leave it."""
+    chunks: dict[int, list[_Chunk]] = {}
     savings = limited.savings() if scope == "cost" and limited is not None else None
-    for group in graph.groups:
+    for number, group in enumerate(graph.groups):
         units = np.asarray(group.units)
         mine = scores[units]
         free = units[np.isfinite(mine) & graph.prunable[units]] if len(units) else units
@@ -173,7 +196,7 @@ def _order(
         by_score = free[np.lexsort((free, scores[free]))]
         # The first chunk brings the group to a multiple of the step, the others keep it one.
         ends = [n for n in range(1, room + 1) if (len(units) - n) % step == 0]
-        running, start = -math.inf, 0
+        running, start, leaving = -math.inf, 0, chunks.setdefault(number, [])
         for end in ends:
             part = by_score[start:end]
             if scope == "group":
@@ -183,9 +206,9 @@ def _order(
             else:
                 rank = _per_cost(scores[part], savings[part])
             running = max(running, rank)  # within a group the order is kept
-            chunks.append(_Chunk(running, part))
+            leaving.append(_Chunk(running, part))
             start = end
-    return sorted(chunks, key=lambda chunk: (chunk.rank, int(chunk.units[0])))
+    return chunks
 
 
 def _per_cost(scores: NDArray[np.float64], savings: NDArray[np.float64]) -> float:
@@ -210,17 +233,24 @@ def _step(graph: Graph, unit: int, round_to: int) -> int:
     return step
 
 
-def _first(graph: Graph, order: list[_Chunk], count: int) -> NDArray[np.bool_]:
+def _within(chunks: list[_Chunk], count: float) -> list[_Chunk]:
+    """The first chunks that hold at most so many units."""
+    ends = np.cumsum([len(chunk.units) for chunk in chunks])
+    return chunks[: int(np.searchsorted(ends, count + 1e-9, side="right"))]
+
+
+def _leaving(graph: Graph, chunks: Iterable[_Chunk]) -> NDArray[np.bool_]:
+    """bool per unit: in one of the chunks."""
     removed = np.zeros(graph.units, dtype=bool)
-    for chunk in order[:count]:
+    for chunk in chunks:
         removed[chunk.units] = True
     return removed
 
 
-def _meet(graph: Graph, order: list[_Chunk], limited: _Limited) -> NDArray[np.bool_]:
-    """The fewest chunks whose removal meets every budget."""
+def _meet(graph: Graph, fixed: list[_Chunk], order: list[_Chunk], limited: _Limited) -> NDArray[np.bool_]:
+    """What is fixed, and the fewest further chunks whose removal meets every budget."""
     model, whole, limits = limited.model, limited.whole, limited.limits
-    least = model(_first(graph, order, len(order)))
+    least = model(_leaving(graph, [*fixed, *order]))
     short = {name: limit for name, limit in limits.items() if getattr(least, name) > limit}
     if short:
         raise BudgetError(
@@ -235,12 +265,12 @@ def _meet(graph: Graph, order: list[_Chunk], limited: _Limited) -> NDArray[np.bo
     low, high = 0, len(order)
     while low < high:
         middle = (low + high) // 2
-        removed = _first(graph, order, middle)
+        removed = _leaving(graph, [*fixed, *order[:middle]])
         if all(model.total(name, removed) <= limit for name, limit in limits.items()):
             high = middle
         else:
             low = middle + 1
-    return _first(graph, order, low)
+    return _leaving(graph, [*fixed, *order[:low]])
 
 
 def why_nothing(graph: Graph, scores: NDArray[np.float64], refused: Mapping[int, str] | None = None) -> str:
@@ -256,16 +286,42 @@ def why_nothing(graph: Graph, scores: NDArray[np.float64], refused: Mapping[int,
         elif len(group) == 1:
             reason = "a single channel"
         elif not np.isfinite(scores[list(group.units)]).any():
-            reason = "protected by the method (it has no score here)"
+            reason = "protected, by name or by the method (it has no score here)"
         else:
             reason = "kept by min_keep or round_to"
         lines.append(f"  {group.name} ({len(group)} units): {reason}")
     return "\n".join(lines)
 
 
-def achieved(before: Any, after: Any, budget: Mapping[str, float]) -> dict[str, float]:
-    """What became of a budget, in the units in which it was asked."""
-    return {
-        name: getattr(after, name) / getattr(before, name) if value <= 1 else getattr(after, name)
-        for name, value in budget.items()
-    }
+def outcome(
+    graph: Graph,
+    scores: NDArray[np.float64],
+    removed: NDArray[np.bool_],
+    before: Cost,
+    after: Cost,
+    *,
+    pruning_ratio: float | None = None,
+    budget: Mapping[str, float] | None = None,
+    protect: Iterable[str] = (),
+    ratios: Mapping[str, float] | None = None,
+    **_: Any,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """What was asked of `select` and what became of it, in the same units."""
+    asked: dict[str, float] = {}
+    got: dict[str, float] = {}
+    free = graph.prunable & np.isfinite(scores)
+    for name, value in (budget or {}).items():
+        asked[name] = float(value)
+        got[name] = getattr(after, name) / getattr(before, name) if value <= 1 else getattr(after, name)
+    by_name = match_groups(graph, ratios or {}, "ratios")
+    if pruning_ratio is not None:
+        kept = match_groups(graph, [protect] if isinstance(protect, str) else protect, "protect")
+        elsewhere = [group for groups in (*by_name.values(), *kept.values()) for group in groups]
+        mine = free & np.isin(graph.solution.group_of, elsewhere, invert=True)
+        asked["pruning_ratio"] = float(pruning_ratio)
+        got["pruning_ratio"] = int(removed[mine].sum()) / max(1, int(mine.sum()))
+    for pattern, share in (ratios or {}).items():
+        mine = np.isin(graph.solution.group_of, by_name[pattern])
+        asked[f"ratio of {pattern}"] = float(share)
+        got[f"ratio of {pattern}"] = int(removed[mine].sum()) / int(mine.sum())
+    return asked, got

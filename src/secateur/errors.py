@@ -82,9 +82,10 @@ class BudgetError(CannotError):
     """The budget can't be met; the message says what can."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """'known: a, b, c; did you mean b?' for an unknown name, to end an error message."""
+def nearest(name: str, known: Iterable[str], shown: int = 40) -> str:
+    """'known: a, b, c; did you mean b?' for an unknown name, to end an error message; of very many, the first ones."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"known: {', '.join(known)}{hint}"
+    more = f" ... ({len(known)} in all)" if len(known) > shown else ""
+    return f"known: {', '.join(known[:shown])}{more}{hint}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 from torch.optim import Optimizer
 
-from secateur.allocate import achieved, select, why_nothing
+from secateur.allocate import outcome, select, why_nothing
 from secateur.costs import Cost, CostModel
 from secateur.errors import NothingPrunableError, VerificationError
 from secateur.graph import Graph, find_guilty, trace
@@ -134,23 +134,15 @@ def cut_verified(
     before, after = costs(), costs(removed)
     if small is None or inplace or optimizer is not None:
         small = apply(model, plan, inplace=inplace, optimizer=optimizer)
-    asked = allocation.get("budget") or {"pruning_ratio": float(allocation["pruning_ratio"])}
-    eligible = int((graph.prunable & np.isfinite(np.asarray(scores))).sum())
-    got = (
-        achieved(before, after, asked)
-        if allocation.get("budget")
-        else {"pruning_ratio": int(removed.sum()) / max(1, eligible)}
-    )
-    if allocation.get("budget") is None and got["pruning_ratio"] < asked["pruning_ratio"] - 0.01:
+    asked, got = outcome(graph, np.asarray(scores, dtype=np.float64), removed, before, after, **allocation)
+    if got.get("pruning_ratio", 1.0) < asked.get("pruning_ratio", 0.0) - 0.01:
         notes.append(
             f"{got['pruning_ratio']:.1%} of the units were removed, {asked['pruning_ratio']:.1%} asked: "
             "min_keep or round_to stopped it"
         )
     for text in notes:
         log.warning(text)
-    return Result(
-        small, plan, report, before, after, {"asked": dict(asked), "achieved": got}, graph, (*warnings, *notes)
-    )
+    return Result(small, plan, report, before, after, {"asked": asked, "achieved": got}, graph, (*warnings, *notes))
 
 
 def units_of(graph: Graph, plan: Plan) -> NDArray[np.bool_]:
@@ -188,6 +180,8 @@ def prune(
     scope: str = "global",
     min_keep: float = 0.1,
     round_to: int = 1,
+    protect: Iterable[str] = (),
+    ratios: Mapping[str, float] | None = None,
     inplace: bool = False,
     verify: bool = True,
     optimizer: Optimizer | None = None,
@@ -199,7 +193,7 @@ def prune(
         model: any network; it is not changed unless `inplace`.
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
         method: a data-free method's name, a method object, or a function graph -> scores.
-        pruning_ratio, budget, scope, min_keep, round_to: see `select`.
+        pruning_ratio, budget, scope, min_keep, round_to, protect, ratios: see `select`.
         inplace: cut the network itself.
         verify: compare the result with the silenced original before handing it over.
         optimizer: its state is cut along.
@@ -220,6 +214,8 @@ def prune(
         scope=scope,
         min_keep=min_keep,
         round_to=round_to,
+        protect=protect,
+        ratios=ratios,
     )
 
 
@@ -288,10 +284,17 @@ class Pruner:
         scope: str = "global",
         min_keep: float = 0.1,
         round_to: int = 1,
+        protect: Iterable[str] = (),
+        ratios: Mapping[str, float] | None = None,
         inplace: bool = False,
         optimizer: Optimizer | None = None,
     ) -> Result:
         """Detach the method, remove channels physically, verify.
+
+        Args:
+            pruning_ratio, budget, scope, min_keep, round_to, protect, ratios: see `select`.
+            inplace: cut the network itself.
+            optimizer: its state is cut along.
 
         Raises:
             NothingPrunableError, BudgetError, MethodError, VerificationError.
@@ -312,6 +315,8 @@ class Pruner:
             scope=scope,
             min_keep=min_keep,
             round_to=round_to,
+            protect=protect,
+            ratios=ratios,
         )
 
     def close(self) -> None:

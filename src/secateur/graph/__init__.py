@@ -2,11 +2,13 @@
 
 from secateur.graph.capture import mapped_state, mode_of, run, state_of, tensors_in, twice
 from secateur.graph.flow import FIXED, Flow, Track
+from secateur.graph.matching import match_groups
 from secateur.graph.network import Graph, Group
 from secateur.graph.trace import find_guilty, numbers_set, trace
 from secateur.graph.units import TensorInfo
 
 __all__ = [
     "FIXED", "Flow", "Graph", "Group", "TensorInfo", "Track",
-    "find_guilty", "mapped_state", "mode_of", "numbers_set", "run", "state_of", "tensors_in", "trace", "twice",
+    "find_guilty", "mapped_state", "match_groups", "mode_of", "numbers_set", "run", "state_of", "tensors_in", "trace",
+    "twice",
 ]  # fmt: skip

@@ -73,6 +73,8 @@ class Inputs:
             scope=budget.scope,
             min_keep=budget.min_keep,
             round_to=budget.round_to,
+            protect=budget.protect,
+            ratios=budget.ratios,
         )
 
     def loader(

@@ -116,6 +116,13 @@ class Budget(Section):
         default="global", description="how units are ranked: global, in every group, or per cost that they save"
     )
 
+    protect: list[str] = Field(
+        default_factory=list, description="modules, or patterns such as decoder.*, whose channels all stay"
+    )
+    ratios: dict[str, Share] = Field(
+        default_factory=dict, description="the same: share of its channels that goes, whatever the rest does"
+    )
+
     @property
     def limits(self) -> dict[str, float] | None:
         """The resource that is limited and its limit, as `Pruner.finish(budget=...)` takes it; None for a ratio."""

@@ -75,7 +75,7 @@ def check(model: nn.Module, plan: Plan) -> None:
     wrong = []
     for name in plan.removed:
         if name not in state:
-            wrong.append(f"{name}: {f'no such tensor; {nearest(name, state)}' if len(state) < 40 else 'absent'}")
+            wrong.append(f"{name}: no such tensor; {nearest(name, state, shown=5)}")
         elif name not in plan.shapes:
             wrong.append(f"{name}: the plan does not tell its shape")
         elif tuple(state[name].shape) != plan.shapes[name]:
