@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 import zoo
+from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 import secateur
 from secateur.errors import ModelError
@@ -150,9 +156,43 @@ def test_torchscript_itself_is_refused_with_the_way_out() -> None:
         secateur.trace(torch.jit.script(zoo.conv_bn(3, 8)), zoo.example())
 
 
-def test_a_network_in_data_parallel_is_pruned() -> None:
-    result = pruned(nn.DataParallel(Between()))
-    assert isinstance(result.model, nn.DataParallel) and result.model.module.b[0].out_channels < 8
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "DataParallel": nn.DataParallel,
+    "DistributedDataParallel": nn.parallel.DistributedDataParallel,
+    "AveragedModel": AveragedModel,
+    "compile": lambda model: torch.compile(model, backend="eager"),
+    "Fabric": lambda model: Fabric(accelerator="cpu").setup(model),
+    "twice": lambda model: torch.compile(nn.DataParallel(model), backend="eager"),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS.keys())
+@pytest.mark.usefixtures("one_process")
+def test_of_a_wrapped_network_the_network_inside_is_pruned(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    plain = Between()
+    wrapped = wrap(copy.deepcopy(plain))
+    result, expected = pruned(wrapped), pruned(plain)
+    assert type(result.model) is Between and result.plan == expected.plan
+    assert type(secateur.apply(wrapped, expected.plan)) is Between
+    assert secateur.verify(wrapped, wrap(copy.deepcopy(result.model)), result.plan, zoo.example().double()).ok
+
+
+def test_a_moving_average_is_cut_along() -> None:
+    model = zoo.conv_bn(3, 8).append(nn.Conv2d(8, 4, 1))
+    average = AveragedModel(model)
+    average.update_parameters(model)
+    result = secateur.prune(model, zoo.example(), pruning_ratio=0.5, inplace=True)
+    secateur.apply(average, result.plan, inplace=True)
+    average.update_parameters(result.model)
+    assert [p.shape for p in average.module.parameters()] == [p.shape for p in model.parameters()]
+    assert average(zoo.example()).shape == model(zoo.example()).shape
 
 
 def test_inference_mode_inside_forward() -> None:

@@ -1,6 +1,6 @@
 """Which channels of a network go together: capture by running, labels that flow, equalities solved at once."""
 
-from secateur.graph.capture import mapped_state, mode_of, run, state_of, tensors_in, twice
+from secateur.graph.capture import mapped_state, mode_of, run, state_of, tensors_in, twice, unwrapped
 from secateur.graph.flow import FIXED, Flow, Track
 from secateur.graph.matching import match_groups
 from secateur.graph.network import Graph, Group
@@ -10,5 +10,5 @@ from secateur.graph.units import TensorInfo
 __all__ = [
     "FIXED", "Flow", "Graph", "Group", "TensorInfo", "Track",
     "find_guilty", "mapped_state", "match_groups", "mode_of", "numbers_set", "run", "state_of", "tensors_in", "trace",
-    "twice",
+    "twice", "unwrapped",
 ]  # fmt: skip

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
+from torch.optim.swa_utils import AveragedModel
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,7 +28,7 @@ from secateur.graph.keep import attributes_kept
 
 _TORCH = str(Path(torch.__file__).parent)
 _HERE = str(Path(__file__).parent)
-_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,11 +189,19 @@ def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (example_inputs,), {}
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network itself, without what spreads it over devices, averages its weights, or compiles it."""
+    while True:
+        wraps = isinstance(model, _WRAPPERS) or type(model).__name__ == "_FabricModule"
+        inner = model.module if wraps else getattr(model, "_orig_mod", None)  # torch.compile's
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
 def run(model: nn.Module, state: Mapping[str, Tensor], example_inputs: Any) -> Any:
     """The network's output on the example inputs, with `state` in place of its own tensors; nothing stays in it."""
     args, kwargs = as_call(example_inputs)
-    while isinstance(model, _WRAPPERS):  # what spreads a network over devices is no part of it
-        model, state = model.module, {name.removeprefix("module."): tensor for name, tensor in state.items()}
     with attributes_kept(model), _eagerly(), warnings.catch_warnings():
         # The network's own habits (deprecated calls, values read from tensors) are not our news.
         warnings.simplefilter("ignore")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from secateur.errors import ModelError
 from secateur.graph import capture as capturing
 from secateur.graph.attributes import Number, numbers_of, numbers_of_calls
-from secateur.graph.capture import Capture, capture, mapped_state, mode_of, run, tensors_in, twice
+from secateur.graph.capture import Capture, capture, mapped_state, mode_of, run, tensors_in, twice, unwrapped
 from secateur.graph.flow import Flow, Pin
 from secateur.graph.network import Graph
 from secateur.graph.rules import RULES
@@ -29,7 +29,8 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     that its code has a fixed size for are pinned.
 
     Args:
-        model: any network.
+        model: any network; of one wrapped by DataParallel, DistributedDataParallel, Lightning Fabric, AveragedModel or
+            torch.compile, the network inside.
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
 
     Returns:
@@ -38,6 +39,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     Raises:
         ModelError: the network does not run on the example inputs.
     """
+    model = unwrapped(model)
     captures, meta, notes = _captures(model, example_inputs)
     table = _table(model, captures)
     pins: list[Pin] = []

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.errors import PlanError, nearest
-from secateur.graph import state_of
+from secateur.graph import state_of, unwrapped
 from secateur.plan import Plan
 
 
@@ -20,7 +20,8 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, optimizer: Opt
     """Cut a network to a plan.
 
     Args:
-        model: the network that the plan was made for (or a fresh one of the same shape).
+        model: the network that the plan was made for, or one of the same shape: a fresh one, a moving average of its
+            weights. Of a wrapped one (see `trace`) the network inside is cut.
         plan: what goes.
         inplace: change the network itself rather than a copy.
         optimizer: an optimizer of `model`; its state (momentum, Adam's moments) is cut along, and it goes on with the
@@ -32,6 +33,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, optimizer: Opt
     Raises:
         PlanError: the plan names a tensor that the network lacks, or one of another shape.
     """
+    model = unwrapped(model)
     check(model, plan)
     old, smaller = state_of(model), dict[int, Tensor]()
     for name, dims in plan.removed.items():

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import SecateurError
-from secateur.graph import mapped_state, mode_of, run, state_of, tensors_in, twice
+from secateur.graph import mapped_state, mode_of, run, state_of, tensors_in, twice, unwrapped
 from secateur.plan import Plan
 from secateur.surgery.cut import select, silenced
 
@@ -70,6 +70,7 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any) 
         plan: what was removed.
         example_inputs: as for `trace`.
     """
+    model, small = unwrapped(model), unwrapped(small)
     checks = []
     for training in (False, True):
         inputs = twice(example_inputs) if training else example_inputs
