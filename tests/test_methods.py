@@ -219,7 +219,19 @@ def test_pull_needs_the_schedule() -> None:
 def test_a_sparsity_that_has_not_acted_is_warned_about() -> None:
     pruner = secateur.Pruner(zoo.build("unet"), zoo.example(), method="cap")
     result = pruner.finish(pruning_ratio=0.3)
-    assert any("hardly acted" in text for text in result.warnings)
+    assert any("hold" in text and "hardly acted" in text for text in result.warnings)
+
+
+@pytest.mark.parametrize("method", ["cap", "network_slimming"])
+def test_a_cut_of_small_scales_is_not_warned_about(method: str) -> None:
+    pruner = secateur.Pruner(zoo.build("unet"), zoo.example(), method=method)
+    graph = pruner.graph
+    for group in graph.groups:  # half of every group's scales are small
+        for unit in group.units[::2]:
+            for tensor, dim, index in graph.slots(unit):
+                with torch.no_grad():
+                    graph.model.state_dict()[graph.tensors[tensor].name].select(dim, index).mul_(1e-3)
+    assert not [text for text in pruner.finish(pruning_ratio=0.2).warnings if "hardly acted" in text]
 
 
 # where CAGM sits

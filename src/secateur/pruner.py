@@ -90,7 +90,7 @@ def cut_verified(
     inplace: bool = False,
     check: bool = True,
     optimizer: Optimizer | None = None,
-    warnings: tuple[str, ...] = (),
+    warn: Callable[[NDArray[np.bool_]], list[str]] | None = None,
     **allocation: Any,
 ) -> Result:
     """Select, apply and verify. Groups whose removal fails the verification are found by bisection, kept, and the rest
@@ -132,6 +132,7 @@ def cut_verified(
     costs = CostModel(graph)
     removed = units_of(graph, plan)
     before, after = costs(), costs(removed)
+    notes = [*(warn(removed) if warn is not None else ()), *notes]
     if small is None or inplace or optimizer is not None:
         small = apply(model, plan, inplace=inplace, optimizer=optimizer)
     asked, got = outcome(graph, np.asarray(scores, dtype=np.float64), removed, before, after, **allocation)
@@ -142,7 +143,7 @@ def cut_verified(
         )
     for text in notes:
         log.warning(text)
-    return Result(small, plan, report, before, after, {"asked": asked, "achieved": got}, graph, (*warnings, *notes))
+    return Result(small, plan, report, before, after, {"asked": asked, "achieved": got}, graph, tuple(notes))
 
 
 def units_of(graph: Graph, plan: Plan) -> NDArray[np.bool_]:
@@ -301,7 +302,6 @@ class Pruner:
         """
         if not self._stepped:
             self.after_step()
-        warnings = tuple(self.method.warnings())
         scores = score(self.graph, self.method)
         self.close()
         return cut_verified(
@@ -309,7 +309,7 @@ class Pruner:
             scores,
             inplace=inplace,
             optimizer=optimizer,
-            warnings=warnings,
+            warn=lambda removed: self.method.warnings(self.graph, removed),
             pruning_ratio=pruning_ratio,
             budget=budget,
             scope=scope,

@@ -26,8 +26,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -36,7 +38,7 @@ from secateur.graph import Graph
 from secateur.methods.guided import Place, places
 from secateur.methods.protocol import Method, Scores, Training
 from secateur.methods.scales import Scale, scale_scores, scales_of, sparsity
-from secateur.methods.sparsify import Puller, warn_if_not_sparse
+from secateur.methods.sparsify import Puller, warn_if_not_small
 
 
 def row_sums(features: Tensor) -> Tensor:
@@ -197,9 +199,9 @@ class CAP(Method):
             out["beta_mean"] = float(torch.cat([b.flatten() for b in self._beta.values()]).mean())
         return out
 
-    def warnings(self) -> list[str]:
+    def warnings(self, graph: Graph, removed: NDArray[np.bool_]) -> list[str]:
         used = f"pulls {tuple(self.pull)}" if self.pull is not None else f"lambdas ({self.lambda1:g}, {self.lambda2:g})"
-        return warn_if_not_sparse(sparsity(self._scales, self._median).small, f"{used}, {self.update} update")
+        return warn_if_not_small(self.scores(graph), removed, f"{used}, {self.update} update")
 
     def scores(self, graph: Graph) -> Scores:
         return scale_scores(graph, self.reduce, self.protect_residual)

@@ -13,10 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from secateur.graph import Graph
 from secateur.methods.protocol import Method, Scores, Training
 from secateur.methods.scales import Scale, scale_scores, scales_of, sparsity
-from secateur.methods.sparsify import Puller, warn_if_not_sparse
+from secateur.methods.sparsify import Puller, warn_if_not_small
 
 
 @dataclass
@@ -68,9 +71,9 @@ class NetworkSlimming(Method):
         now = sparsity(self._scales, self._median)
         return {"gamma_median": now.median, "gamma_small": now.small, "gamma_zero": now.zero}
 
-    def warnings(self) -> list[str]:
+    def warnings(self, graph: Graph, removed: NDArray[np.bool_]) -> list[str]:
         strength = f"pull {self.pull:g}" if self.pull is not None else f"lambda {self.lam:g}"
-        return warn_if_not_sparse(sparsity(self._scales, self._median).small, f"{strength}, {self.update} update")
+        return warn_if_not_small(self.scores(graph), removed, f"{strength}, {self.update} update")
 
     def scores(self, graph: Graph) -> Scores:
         return scale_scores(graph, self.reduce, self.protect_residual)

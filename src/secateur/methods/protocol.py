@@ -7,8 +7,7 @@
     stop         remove every hook; the network is as it was but for its weights
 
 A method never cuts: it returns scores, and `select` and `apply` do the rest. Methods share functions, not parents; the
-    base class
-holds nothing but the hooks that most leave empty.
+base class holds nothing but the hooks that most leave empty.
 """
 
 from __future__ import annotations
@@ -71,8 +70,8 @@ class Method:
         """Numbers worth a line in the log."""
         return {}
 
-    def warnings(self) -> list[str]:
-        """What the user should know before the cut."""
+    def warnings(self, graph: Graph, removed: NDArray[np.bool_]) -> list[str]:
+        """What the user should know before these units (bool per unit) are cut."""
         return []
 
     def scores(self, graph: Graph) -> Scores:

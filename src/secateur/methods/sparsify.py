@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur.errors import MethodError, nearest
-from secateur.methods.protocol import Training
+from secateur.methods.protocol import Scores, Training
 
 UPDATES = ("subgradient", "proximal")
 
@@ -86,12 +88,17 @@ class Puller:
         gamma.copy_(soft_threshold(gamma, strength * weight))
 
 
-def warn_if_not_sparse(small: float, used: str) -> list[str]:
-    """The warning that belongs before a cut whose sparsity training has not acted."""
-    if small >= 0.05:
+def warn_if_not_small(scales: Scores, removed: NDArray[np.bool_], used: str) -> list[str]:
+    """The warning that belongs before a cut of scales that are not small: where a tenth of the sum of squares goes, the
+    network is lost without recalibration.
+    """
+    values = np.asarray(scales, dtype=np.float64)
+    known = np.isfinite(values)
+    whole = float((values[known] ** 2).sum())
+    share = float((values[known & removed] ** 2).sum()) / whole if whole > 0 else 0.0
+    if share <= 0.1:
         return []
     return [
-        f"only {small:.1%} of the scales are small (under 1 % of the median at the start): the sparsity training has "
-        f"hardly acted ({used}); "
-        "expect a large drop at the cut; train longer or give a stronger pull"
+        f"the scales that go hold {share:.0%} of the sum of squares of all: the sparsity training has hardly acted on "
+        f"them ({used}); expect a large drop at the cut; train longer, give a stronger pull, or remove less"
     ]
