@@ -25,6 +25,12 @@ class Number:
     each: int = 1
 
 
+def output_dim(modules: Mapping[str, nn.Module], tensor: str) -> int:
+    """The dimension of a tensor that counts what its module makes."""
+    module, _, name = tensor.rpartition(".")
+    return 1 if name == "weight" and isinstance(modules.get(module), _ConvTransposeNd) else 0
+
+
 def _own(module: nn.Module, name: str, role: str, table: dict[str, int], shapes: AtomTable) -> int | None:
     """The tensor behind `module.role`: itself, or the original under a parametrisation, of the same shape."""
     tensor = getattr(module, role, None)

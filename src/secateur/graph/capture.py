@@ -38,6 +38,29 @@ class Ref:
     value: int
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in a network something happens.
+
+    Attributes:
+        operator: the ATen operator, "" where only the line is known.
+        module: dotted name of the innermost module that was running, "" for the network itself.
+        source: file:line of the calling code outside torch, "" if there is none.
+    """
+
+    operator: str
+    module: str
+    source: str
+
+    @property
+    def where(self) -> str:
+        """The place without the operator, to stand behind other words."""
+        return (f" in {self.module}" if self.module else "") + (f" ({self.source})" if self.source else "")
+
+    def __str__(self) -> str:
+        return f"{self.operator}{self.where}"
+
+
 @dataclass(slots=True)
 class Node:
     """One ATen operator as it was called."""
@@ -58,9 +81,12 @@ class Node:
             elif isinstance(argument, (list, tuple)):
                 yield from (item for item in argument if isinstance(item, Ref))
 
+    @property
+    def place(self) -> Place:
+        return Place(self.op, self.module, self.source)
+
     def __str__(self) -> str:
-        where = f" in {self.module}" if self.module else ""
-        return f"{self.op}{where} ({self.source})" if self.source else f"{self.op}{where}"
+        return str(self.place)
 
 
 @dataclass(slots=True)
@@ -153,6 +179,20 @@ def _caller() -> str:
             return f"{Path(name).name}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return ""
+
+
+def place_of(error: Exception, modules: Mapping[int, str]) -> Place:
+    """Where in a network's code an error arose; `modules` are the names of its modules by id."""
+    module = source = ""
+    step = error.__traceback__
+    while step is not None:
+        code = step.tb_frame.f_code
+        if code.co_filename == nn_module.__file__ and code.co_name == "_call_impl":
+            module = modules.get(id(step.tb_frame.f_locals["self"]), module)
+        elif not code.co_filename.startswith((_TORCH, _HERE, "<")):
+            source = f"{Path(code.co_filename).name}:{step.tb_lineno}"
+        step = step.tb_next
+    return Place("", module, source)
 
 
 def first_line(error: Exception, limit: int = 200) -> str:

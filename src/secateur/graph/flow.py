@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.graph.capture import Capture, Node, Ref
+from secateur.graph.capture import Capture, Node, Place, Ref
 
 Atoms = NDArray[np.int64]
 
@@ -78,10 +78,21 @@ Layout = list[Dim]
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """Atoms that can't be removed, and why."""
+    """Atoms that can't be removed, and why; the operator that forbids it, where one does."""
 
     atoms: Atoms
     reason: str
+    place: Place | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Equality:
+    """a[i] and b[i] go together: what the operator of node number `node` says."""
+
+    a: Atoms
+    b: Atoms
+    reason: str
+    node: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +120,7 @@ class Flow:
     layouts: dict[int, Layout]
     modules: Mapping[str, Any] = field(default_factory=dict)
     choices: dict[int, int] = field(default_factory=dict)
-    equalities: list[tuple[Atoms, Atoms]] = field(default_factory=list)
+    equalities: list[Equality] = field(default_factory=list)
     pins: list[Pin] = field(default_factory=list)
     structural: list[Atoms] = field(default_factory=list)  # dimensions that are no channels: kernels, vocabularies
     summed: list[Atoms] = field(default_factory=list)  # atoms that take part in a sum of two feature maps
@@ -119,7 +130,7 @@ class Flow:
     node: Node = None  # type: ignore[assignment]  # the one at work
     index: int = 0
     places: dict[int, list[Track]] = field(default_factory=dict)  # value -> tracks of which it is a view of one index
-    _slices: dict[tuple[int, int], list[tuple[int, int]]] = field(default_factory=dict)
+    _slices: dict[tuple[int, int], dict[tuple[int, int], int]] = field(default_factory=dict)  # -> span -> node
 
     def walk(self, rules: dict[str, Callable[[Flow, Node], None]]) -> None:
         """Apply the rules to every node, then settle what can only be told at the end."""
@@ -136,9 +147,11 @@ class Flow:
                     self.barrier(f"the rule for {self.node.op} can't read this use of it ({type(error).__name__})")
                     self.unknown.setdefault(self.node.op, str(self.node))
         self._settle_slices()
+        makers = {out.value: node for node in self.capture.nodes for out in node.outputs if out is not None}
         for value in self.capture.outputs:
+            place = makers[value].place if value in makers else None
             for dim in self.layouts.get(value, []):
-                self.pins.extend(Pin(t.atoms[t.atoms >= 0], "output of the network") for t in dim if t.live)
+                self.pins.extend(Pin(t.atoms[t.atoms >= 0], "output of the network", place) for t in dim if t.live)
 
     # -- reading and writing layouts ----------------------------------------------------------------------------------
 
@@ -188,21 +201,19 @@ class Flow:
     # -- what rules tell ----------------------------------------------------------------------------------------------
 
     def because(self, reason: str) -> str:
-        where = f" in {self.node.module}" if self.node.module else ""
-        source = f" ({self.node.source})" if self.node.source else ""
-        return f"{reason}{where}{source}"
+        return f"{reason}{self.node.place.where}"
 
     def pin(self, what: Dim | Track | Atoms, reason: str) -> None:
         for atoms in _atoms_of(what):
             atoms = atoms[atoms >= 0]
             if atoms.size:
-                self.pins.append(Pin(atoms.copy(), self.because(reason)))
+                self.pins.append(Pin(atoms.copy(), self.because(reason), self.node.place))
 
     def equate(self, a: Atoms, b: Atoms, reason: str) -> None:
         """a[i] and b[i] go together. What meets a FIXED index is pinned for `reason`; FREE meets anything."""
         both = (a >= 0) & (b >= 0)
         if both.any():
-            self.equalities.append((a[both], b[both]))
+            self.equalities.append(Equality(a[both], b[both], reason, self.index))
         self.pin(a[b == FIXED], f"{reason}, beside a fixed index")
         self.pin(b[a == FIXED], f"{reason}, beside a fixed index")
 
@@ -305,12 +316,14 @@ class Flow:
     # -- slices of one dimension: only equal parts that cover it can shrink -------------------------------------------
 
     def sliced(self, ref: Ref, dim: int, start: int, stop: int) -> None:
-        self._slices.setdefault((ref.value, dim), []).append((start, stop))
+        self._slices.setdefault((ref.value, dim), {}).setdefault((start, stop), self.index)
 
     def _settle_slices(self) -> None:
         for (value, dim), parts in self._slices.items():
             size = self.capture.shapes[value][dim]
-            spans = sorted(set(parts))
+            self.index = min(parts.values())
+            self.node = self.capture.nodes[self.index]
+            spans = sorted(parts)
             length = spans[0][1] - spans[0][0]
             equal = length > 0 and size % length == 0 and spans == [(i, i + length) for i in range(0, size, length)]
             for track in self.layouts[value][dim]:
@@ -318,7 +331,7 @@ class Flow:
                     self.together(track.atoms.reshape(-1, length), "sliced into equal parts")
                 else:
                     text = ", ".join(f"{a}:{b}" for a, b in spans[:4])
-                    self.pins.append(Pin(track.atoms[track.atoms >= 0], f"sliced at fixed places [{text}] of {size}"))
+                    self.pin(track, f"sliced at fixed places [{text}] of {size}")
 
 
 def _atoms_of(what: Dim | Track | Atoms) -> Iterable[Atoms]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-from torch import nn
-from torch.nn.modules.conv import _ConvTransposeNd
-
 from secateur.errors import MethodError, nearest
+from secateur.graph.attributes import output_dim
 from secateur.graph.network import Graph
 
 
@@ -32,7 +30,7 @@ def match_groups(graph: Graph, patterns: Iterable[str], what: str) -> dict[str, 
     """
     modules = dict(graph.model.named_modules())
     names = [
-        {group.name}.union(*(_prefixes(tensor) for tensor, dim in group.members if dim == _output(modules, tensor)))
+        {group.name}.union(*(_prefixes(tensor) for tensor, dim in group.members if dim == output_dim(modules, tensor)))
         for group in graph.groups
     ]
     found = {}
@@ -48,9 +46,3 @@ def _prefixes(tensor: str) -> set[str]:
     """The tensor's name and those of all modules it is in: a.b.weight, a.b, a."""
     parts = tensor.split(".")
     return {".".join(parts[:end]) for end in range(1, len(parts) + 1)}
-
-
-def _output(modules: dict[str, nn.Module], tensor: str) -> int:
-    """The dimension of a tensor that counts what its module makes."""
-    module, _, name = tensor.rpartition(".")
-    return 1 if name == "weight" and isinstance(modules.get(module), _ConvTransposeNd) else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from secateur.errors import ModelError, nearest
-from secateur.graph.attributes import Number
+from secateur.graph.attributes import Number, output_dim
+from secateur.graph.capture import Place
+from secateur.graph.couplings import Coupling, couplings
+from secateur.graph.explain import CostOf, explain
 from secateur.graph.flow import Flow
 from secateur.graph.units import AtomTable, TensorInfo, Units
 
@@ -27,12 +30,30 @@ class Group:
         units: unit ids.
         members: the (tensor name, dimension) pairs that every unit has slices in.
         pinned: None, or why these units are never removed.
+        place: of a pinned group the operator that forbids it, if one does.
+
+    Examples:
+        >>> import torch, secateur
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 2, 1))
+        >>> for group in secateur.trace(net, torch.zeros(1, 3, 8, 8)).groups:
+        ...     print(group.name, len(group), group.pinned)  # doctest: +ELLIPSIS
+        0 8 None
+        0.weight 3 input of a convolution that is fixed in 0 ...
+        1 2 output of the network
     """
 
     name: str
     units: tuple[int, ...]
     members: tuple[tuple[str, int], ...]
     pinned: str | None
+    place: Place | None = None
+
+    @property
+    def why(self) -> str | None:
+        """Why it is pinned, with the operator, module and source line where the reason does not name them itself."""
+        if self.pinned is None or self.place is None or self.pinned.endswith(self.place.where):
+            return self.pinned
+        return f"{self.pinned}: {self.place}"
 
     def __len__(self) -> int:
         return len(self.units)
@@ -74,14 +95,16 @@ class Graph:
     def groups(self) -> tuple[Group, ...]:
         """All groups, in the order of the network."""
         ends = np.searchsorted(self.solution.group_of, np.arange(len(self.solution.reasons) + 1))
+        modules, shapes = dict(self.model.named_modules()), {tensor.name: tensor for tensor in self.tensors}
         groups, used = [], Counter[str]()
         for number, reason in enumerate(self.solution.reasons):
             units = tuple(range(int(ends[number]), int(ends[number + 1])))
             slots = dict.fromkeys((self.tensors[t].name, d) for t, d, _ in self.slots(units[0]))
             members = tuple(slots)
-            name = _name(members, {t.name: t for t in self.tensors})
+            name = _name(members, shapes, modules)
             used[name] += 1
-            groups.append(Group(name if used[name] == 1 else f"{name}#{used[name]}", units, members, reason))
+            name = name if used[name] == 1 else f"{name}#{used[name]}"
+            groups.append(Group(name, units, members, reason, self.solution.places[number]))
         return tuple(groups)
 
     def slots(self, unit: int) -> list[tuple[int, int, int]]:
@@ -142,33 +165,83 @@ class Graph:
                 out.setdefault(number.module, {})[number.attribute] = value
         return out
 
+    @cached_property
+    def couplings(self) -> tuple[Coupling, ...]:
+        """Every operator that makes channels go together, in the order in which they are called."""
+        return couplings(self)
+
     def find(self, name: str) -> tuple[Group, ...]:
         """The groups that a group's, parameter's or module's name stands for.
 
+        Of a module without parameters, such as a ReLU, those whose channels run through it.
+
         Raises:
-            ModelError: nothing in the network has this name.
+            ModelError: nothing in the network has this name, or what has it holds no channels.
         """
         exact = tuple(g for g in self.groups if g.name == name)
         if exact:
             return exact
+        tensor = next((t.name for t in self.tensors if name in t.aliases), name)
         prefix = f"{name}." if name else ""
-        found = tuple(g for g in self.groups if any(t == name or t.startswith(prefix) for t, _ in g.members))
+        found = tuple(g for g in self.groups if any(t == tensor or t.startswith(prefix) for t, _ in g.members))
+        found = found or self._running_through(name)
         if not found:
-            known = {g.name for g in self.groups} | {n for n, _ in self.model.named_modules() if n}
-            raise ModelError(f"nothing in {type(self.model).__name__} is called {name!r}; {nearest(name, known)}")
+            modules = {n for n, _ in self.model.named_modules() if n}
+            tensors = {n for t in self.tensors for n in (t.name, *t.aliases)}
+            known = {g.name for g in self.groups} | modules | tensors
+            network = type(self.model).__name__
+            if name in known:
+                raise ModelError(
+                    f"{name!r} of {network} holds no channels, and none run through it; "
+                    "expected the name of a group, or of a parameter or module that has or makes channels"
+                )
+            raise ModelError(f"nothing in {network} is called {name!r}; {nearest(name, known, shown=12)}")
         return found
 
-    def explain(self, name: str) -> str:
-        """What a parameter, module or group is coupled to, and why it is pinned."""
-        lines = []
-        for group in self.find(name):
-            state = f"{len(group)} units, prunable" if _state(group) == "prunable" else _state(group)
-            lines.append(f"{group.name}: {state}")
-            counts = Counter((self.tensors[t].name, d) for t, d, _ in self.slots(group.units[0]))
-            for (tensor, dim), count in counts.items():
-                each = f", {count} slices a unit" if count > 1 else ""
-                lines.append(f"    {tensor} dim {dim}{each}")
-        return "\n".join(lines)
+    def _running_through(self, module: str) -> tuple[Group, ...]:
+        """The groups whose channels the operators of a module pass on."""
+        numbers = set[int]()
+        for flow in self.flows:
+            for node in flow.capture.nodes:
+                if f"{node.module}.".startswith(f"{module}."):
+                    tracks = [t for out in node.outputs if out is not None for dim in flow.get(out) for t in dim]
+                    for track in tracks:
+                        units = self.solution.of_atom[track.atoms[track.atoms >= 0]]
+                        numbers.update(self.solution.group_of[units[units >= 0]].tolist())
+        return tuple(self.groups[number] for number in sorted(numbers))
+
+    def explain(self, name: str, cost: CostOf | None = None) -> str:
+        """What a parameter, module or group is coupled to, through which operators, its share, and why it is pinned.
+
+        Args:
+            name: of a parameter, module or group; a near miss is answered with the nearest name there is.
+            cost: a `secateur.costs.CostModel` of this graph, for the share of the MACs beside that of the parameters.
+
+        Raises:
+            ModelError: as for `find`.
+
+        Examples:
+            >>> import torch, secateur
+            >>> conv = torch.nn.Conv2d
+            >>> net = torch.nn.Sequential(conv(3, 8, 3), torch.nn.ReLU(), conv(8, 8, 3, groups=8), conv(8, 2, 1))
+            >>> graph = secateur.trace(net, torch.zeros(1, 3, 16, 16))
+            >>> # 1 is the ReLU: told is what runs through it.
+            >>> print(graph.explain("1"))  # doctest: +ELLIPSIS
+            0: 8 units, prunable
+                share    99.4 % of the parameters; one unit: 40 parameters
+                tensors  0.weight dim 0
+                         0.bias dim 0
+                         2.weight dim 0
+                         2.bias dim 0
+                         3.weight dim 1
+                coupled  depthwise convolution of 0 and 2 in 2 ...
+                         read by 3 ...
+            >>> graph.explain("0.wieght")  # doctest: +ELLIPSIS
+            Traceback (most recent call last):
+            ...
+            secateur.errors.ModelError: nothing in Sequential is called '0.wieght'; known: ... did you mean '0.weight'?
+        """
+        return explain(self, name, cost)
 
     def __str__(self) -> str:
         rows = [(g.name, str(len(g)), str(len(g.members)), _state(g)) for g in self.groups]
@@ -191,9 +264,11 @@ def _state(group: Group) -> str:
     return "prunable" if len(group) > 1 else "a single unit, which stays"
 
 
-def _name(members: Sequence[tuple[str, int]], tensors: dict[str, TensorInfo]) -> str:
+def _name(
+    members: Sequence[tuple[str, int]], shapes: Mapping[str, TensorInfo], modules: Mapping[str, nn.Module]
+) -> str:
     """The module whose weight makes these channels; else the first tensor."""
     for tensor, dim in members:
-        if dim == 0 and len(tensors[tensor].shape) >= 2:
+        if len(shapes[tensor].shape) >= 2 and dim == output_dim(modules, tensor):
             return tensor.rpartition(".")[0] or tensor
     return members[0][0]

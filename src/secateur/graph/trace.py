@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from secateur.errors import ModelError
 from secateur.graph import capture as capturing
 from secateur.graph.attributes import Number, numbers_of, numbers_of_calls
-from secateur.graph.capture import Capture, capture, mapped_state, mode_of, run, tensors_in, twice, unwrapped
+from secateur.graph.capture import Capture, Place, capture, mapped_state, mode_of, run, tensors_in, twice, unwrapped
 from secateur.graph.flow import Flow, Pin
 from secateur.graph.network import Graph
 from secateur.graph.rules import RULES
@@ -51,9 +51,9 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
             return graph
         if _another_choice(graph, guilty, choices):
             continue
-        for group, reason in guilty.items():
+        for group, (reason, place) in guilty.items():
             atoms = np.flatnonzero(np.isin(graph.solution.of_atom, graph.groups[group].units))
-            pins.append(Pin(atoms, reason))
+            pins.append(Pin(atoms, reason, place))
 
 
 def _captures(model: nn.Module, example_inputs: Any) -> tuple[list[Capture], bool, list[str]]:
@@ -133,7 +133,7 @@ def _unused(table: AtomTable, captures: Sequence[Capture]) -> list[Pin]:
     ]
 
 
-def _another_choice(graph: Graph, guilty: dict[int, str], choices: dict[tuple[bool, int], int]) -> bool:
+def _another_choice(graph: Graph, guilty: Iterable[int], choices: dict[tuple[bool, int], int]) -> bool:
     """Where a reshape left a choice, take the next for the groups that fail; the first again when all have failed."""
     changed = False
     units = {unit for group in guilty for unit in graph.groups[group].units}
@@ -149,8 +149,8 @@ def _another_choice(graph: Graph, guilty: dict[int, str], choices: dict[tuple[bo
 # -- the trial: run the network with parts of every group gone --------------------------------------------------------
 
 
-def _guilty(graph: Graph, meta: bool) -> dict[int, str]:
-    """Groups that the network can't run without a part of, with what it said: group number -> reason."""
+def _guilty(graph: Graph, meta: bool) -> dict[int, tuple[str, Place | None]]:
+    """Groups that the network can't run without a part of, with what it said and where: group number -> reason."""
     free = [g for g, group in enumerate(graph.groups) if group.pinned is None and len(group) > 1]
     attempt = _Trial(graph, meta)
     guilty: dict[int, str] = {}
@@ -160,7 +160,9 @@ def _guilty(graph: Graph, meta: bool) -> dict[int, str]:
             return attempt(trial & np.isin(graph.solution.group_of, groups))
 
         find_guilty([group for group in free if group not in guilty], said, guilty)
-    return {group: f"a size is written in the code: {text}" for group, text in guilty.items()}
+    return {
+        group: (f"a size is written in the code: {text}", attempt.places.get(text)) for group, text in guilty.items()
+    }
 
 
 def find_guilty(
@@ -208,6 +210,8 @@ class _Trial:
 
     def __init__(self, graph: Graph, meta: bool) -> None:
         self.graph, self.meta = graph, meta
+        self.modules = {id(module): name for name, module in graph.model.named_modules()}
+        self.places: dict[str, Place] = {}  # message -> where it arose
         self.runs = []
         for flow in graph.flows:
             training = flow.capture.training
@@ -239,7 +243,10 @@ class _Trial:
                 try:
                     output = run(graph.model, state, capturing.fresh_inputs(inputs, self.meta))
                 except Exception as error:  # whatever the network's own code raises
-                    return f"{type(error).__name__}: {capturing.first_line(error)}"
+                    place = capturing.place_of(error, self.modules)
+                    message = f"{type(error).__name__}: {capturing.first_line(error)}{place.where}"
+                    self.places[message] = place
+                    return message
             shapes = [tuple(t.shape) for t in tensors_in(output)]
             expected = [flow.capture.shapes[value] for value in flow.capture.outputs]
             if shapes != expected:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from secateur.graph.flow import FIXED, Atoms, Layout, Pin, Track
+from secateur.graph.capture import Place
+from secateur.graph.flow import FIXED, Atoms, Equality, Layout, Pin, Track
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +82,14 @@ class Units:
         of_atom: int64 per atom, its unit or -1.
         group_of: int64 per unit.
         reasons: per group, None or why it is pinned.
+        places: per group, None or the operator that pins it.
         atoms, start: the atoms of unit u are atoms[start[u]:start[u + 1]].
     """
 
     of_atom: NDArray[np.int64]
     group_of: NDArray[np.int64]
     reasons: tuple[str | None, ...]
+    places: tuple[Place | None, ...]
     atoms: NDArray[np.int64]
     start: NDArray[np.int64]
 
@@ -94,16 +97,16 @@ class Units:
         return len(self.group_of)
 
 
-def solve(
-    table: AtomTable, equalities: Sequence[tuple[Atoms, Atoms]], pins: Sequence[Pin], structural: Sequence[Atoms]
-) -> Units:
+def solve(table: AtomTable, equalities: Sequence[Equality], pins: Sequence[Pin], structural: Sequence[Atoms]) -> Units:
     """Connected components of the equalities, ordered by their first atom, gathered into groups of equal signature.
 
     A component made of nothing but buffers and of dimensions that are no channels (kernels) is no unit.
     """
     n = len(table)
     pairs = (
-        np.concatenate([np.stack(pair) for pair in equalities], axis=1) if equalities else np.zeros((2, 0), np.int64)
+        np.concatenate([np.stack((pair.a, pair.b)) for pair in equalities], axis=1)
+        if equalities
+        else np.zeros((2, 0), np.int64)
     )
     graph = coo_matrix((np.ones(pairs.shape[1], dtype=np.int8), (pairs[0], pairs[1])), shape=(n, n))
     count, component = connected_components(graph, directed=False)
@@ -121,7 +124,7 @@ def solve(
     # Pins with the same words are the same reason.
     words: dict[str, int] = {}
     same = np.array([words.setdefault(text, i) for i, text in enumerate(texts)] + [len(pins)], dtype=np.int64)
-    reason = same[reason]
+    cause, reason = reason, same[reason]
 
     signature = _signature(table, component, count)
     first = np.full(count, n, dtype=np.int64)
@@ -143,7 +146,9 @@ def solve(
     by_unit = inside[np.argsort(of_atom[inside], kind="stable")]
     start = np.searchsorted(of_atom[by_unit], np.arange(len(chosen) + 1))
     reasons = tuple(texts[r] if r < len(texts) else None for _, r in keys)
-    return Units(of_atom, group, reasons, by_unit, start)
+    causes = cause[chosen[np.unique(group, return_index=True)[1]]]
+    places = tuple(pins[i].place if i < len(pins) else None for i in causes)
+    return Units(of_atom, group, reasons, places, by_unit, start)
 
 
 def _signature(table: AtomTable, component: NDArray[np.int32], count: int) -> NDArray[np.uint64]:

@@ -50,14 +50,15 @@ def _shape(flow: Flow, node: Node) -> tuple[int, ...]:
     return flow.shape(out) if out is not None else ()
 
 
-def _elementwise(flow: Flow, node: Node, zero: str) -> None:
+def _elementwise(flow: Flow, node: Node, zero: str, reason: str | None = None) -> None:
     refs = list(node.inputs())
     if len(refs) == 1 and flow.shape(refs[0]) == _shape(flow, node):
         layout = flow.get(refs[0])
         if node.op not in _SAME_MEMORY:
             layout = copied(layout, zero=False if zero == "never" else None)
     else:
-        layout = flow.broadcast(refs, _shape(flow, node), f"element by element ({node.op.rstrip('_')})", zero)
+        reason = reason or f"element by element ({node.op.rstrip('_')})"
+        layout = flow.broadcast(refs, _shape(flow, node), reason, zero)
     _finish(flow, node, layout)
 
 
@@ -83,16 +84,11 @@ def changes_zero(flow: Flow, node: Node) -> None:
 
 @rule(*_both(_SUMS))
 def sums(flow: Flow, node: Node) -> None:
-    refs = list(node.inputs())
-    _elementwise(flow, node, "all")
-    # A sum of two feature maps (a residual) is what some methods protect; bias and scalar additions are not.
-    if node.op.rstrip("_") in ("add", "sub", "maximum", "minimum", "lerp") and len(refs) >= 2:
-        parameters = set(flow.capture.names.values())
-        maps = [ref for ref in refs if ref.value not in parameters and len(flow.shape(ref)) >= 3]
-        if len(maps) >= 2 and flow.shape(maps[0]) == flow.shape(maps[1]):
-            for ref in maps:
-                for dim in flow.get(ref):
-                    flow.summed.extend(track.atoms[track.atoms >= 0] for track in dim if track.live)
+    refs, maps = list(node.inputs()), _maps_summed(flow, node)
+    _elementwise(flow, node, "all", "residual sum" if maps else None)
+    for ref in maps:
+        for dim in flow.get(ref):
+            flow.summed.extend(track.atoms[track.atoms >= 0] for track in dim if track.live)
     # A number added to a silent channel makes it speak.
     if len(refs) < 2 or any(isinstance(a, (int, float)) and a != 0 for a in node.args[1:2]):
         out = node.outputs[0]
@@ -100,6 +96,15 @@ def sums(flow: Flow, node: Node) -> None:
             for dim in flow.get(out):
                 for track in dim:
                     track.lose_zero()
+
+
+def _maps_summed(flow: Flow, node: Node) -> list[Ref]:
+    """The feature maps of a residual, which some methods protect; none for the addition of a bias or a number."""
+    if node.op.rstrip("_") not in ("add", "sub", "maximum", "minimum", "lerp"):
+        return []
+    parameters = set(flow.capture.names.values())
+    maps = [ref for ref in node.inputs() if ref.value not in parameters and len(flow.shape(ref)) >= 3]
+    return maps if len(maps) >= 2 and flow.shape(maps[0]) == flow.shape(maps[1]) else []
 
 
 @rule(*_both(_PRODUCTS))
