@@ -3,11 +3,12 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: help demo test lint
+.PHONY: help demo test fuzz lint
 
 help:
 	@echo "make demo   train, prune and fine-tune a small network on drawn street scenes (a few minutes)"
 	@echo "make test   run the tests"
+	@echo "make fuzz   cut many random networks, EXAMPLES=10000 of them, drawn with SEED=0 (hours)"
 	@echo "make lint   run the linters and the type checker"
 
 demo: .venv/installed
@@ -15,6 +16,11 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(RUN) -m pytest -n 2 --dist loadfile
+
+EXAMPLES ?= 10000
+SEED ?= 0
+fuzz: .venv/installed
+	SECATEUR_EXAMPLES=$(EXAMPLES) $(RUN) -m pytest -q tests/test_engine_random.py --hypothesis-seed=$(SEED)
 
 lint: .venv/installed
 	$(RUN) -m ruff check src tests examples benchmarks

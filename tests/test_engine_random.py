@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -360,7 +361,17 @@ def drawn_plan(graph: secateur.Graph, seed: int) -> secateur.Plan:
     return plan_of(graph, removed)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+# `make fuzz` asks for more examples, and for others than the usual ones.
+EXAMPLES = int(os.environ.get("SECATEUR_EXAMPLES", "0"))
+
+
+@settings(
+    max_examples=EXAMPLES or 150,
+    deadline=None,
+    derandomize=not EXAMPLES,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
 @given(
     steps=st.lists(STEPS, min_size=1, max_size=7),
     head=st.sampled_from(["map", "flat", "mean"]),
@@ -389,13 +400,37 @@ def check(steps: list[tuple[type[Layer], tuple[Any, ...]]], head: str, outputs: 
             for module in network.modules():
                 if isinstance(module, nn.Dropout2d):
                     module.eval()
-        with torch.no_grad():
-            got, expected = small(x), silent(x)
+        got, expected = small(x), silent(x)
         for name in expected:
             assert got[name].shape == expected[name].shape
-            error, scale = (got[name] - expected[name]).abs().max(), expected[name].abs().max()
             # Statistics over nearly constant maps make rounding errors large: hence not 1e-12.
-            assert error <= 1e-9 * max(scale, 1e-3), (
-                f"{name} in {'train' if training else 'eval'} mode: {error:.1e} of {scale:.1e}"
+            assert_close(
+                got[name].detach(), expected[name].detach(), f"{name} in {'train' if training else 'eval'} mode"
             )
+        check_gradients(small, got, silent, expected, plan)
     return graph
+
+
+def check_gradients(
+    small: nn.Module, got: dict[str, Tensor], silent: nn.Module, expected: dict[str, Tensor], plan: secateur.Plan
+) -> None:
+    """What stays has the gradient that it has in the silenced network."""
+    for network, outputs in ((small, got), (silent, expected)):
+        network.zero_grad()
+        sum(output.square().mean() for output in outputs.values()).backward()
+    large = dict(silent.named_parameters())
+    wanted = {name: p.grad for name, p in large.items() if p.grad is not None}
+    if not all(gradient.isfinite().all() for gradient in wanted.values()):
+        return  # the silenced network divides by the deviation of a silent channel
+    for name, p in small.named_parameters():
+        if p.grad is None:
+            continue
+        gradient = wanted[name]
+        for dim in plan.removed.get(name, {}):
+            gradient = gradient.index_select(dim, torch.as_tensor(plan.kept(name, dim)))
+        assert_close(p.grad, gradient, f"gradient of {name}", tolerance=1e-7)
+
+
+def assert_close(got: Tensor, expected: Tensor, what: str, tolerance: float = 1e-9) -> None:
+    error, scale = (got - expected).abs().max(), expected.abs().max()
+    assert error <= tolerance * max(scale, 1e-3), f"{what}: {error:.1e} of {scale:.1e}"
