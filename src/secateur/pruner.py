@@ -132,7 +132,7 @@ def cut_verified(
     costs = CostModel(graph)
     removed = units_of(graph, plan)
     before, after = costs(), costs(removed)
-    notes = [*(warn(removed) if warn is not None else ()), *notes]
+    warnings = warn(removed) if warn is not None else []
     if small is None or inplace or optimizer is not None:
         small = apply(model, plan, inplace=inplace, optimizer=optimizer)
     asked, got = outcome(graph, np.asarray(scores, dtype=np.float64), removed, before, after, **allocation)
@@ -143,7 +143,7 @@ def cut_verified(
         )
     for text in notes:
         log.warning(text)
-    return Result(small, plan, report, before, after, {"asked": asked, "achieved": got}, graph, tuple(notes))
+    return Result(small, plan, report, before, after, {"asked": asked, "achieved": got}, graph, (*warnings, *notes))
 
 
 def units_of(graph: Graph, plan: Plan) -> NDArray[np.bool_]:

@@ -1,0 +1,40 @@
+"""The results that are shown are those that lie beside them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+RUNS = sorted(path.parent for path in (ROOT / "results").rglob("result.json"))
+TABLES = re.findall(r"^    python (benchmarks/compare_runs\.py .*)$", PAGE, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", TABLES)
+def test_every_table_is_what_its_command_prints(command: str) -> None:
+    done = subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = [line for line in done.stdout.splitlines() if line]
+    assert len(lines) > 4 and [line for line in lines if line not in PAGE] == []
+
+
+def test_there_are_tables() -> None:
+    assert TABLES
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: str(run.relative_to(ROOT / "results")))
+def test_every_run_is_whole_and_met_its_budget(run: Path) -> None:
+    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    assert {"recipe.yaml", "plan.json", "metrics.jsonl"} <= {path.name for path in run.iterdir()}
+    texts = [path.read_text(encoding="utf-8") for path in run.glob("*.[jy]*")]
+    assert [found for text in texts for found in re.findall(r"(?<![\w.])/\w+/\w+", text)] == []  # of one machine only
+    for what, asked in (result.get("budget") or {}).get("asked", {}).items():
+        assert result["budget"]["achieved"][what] <= asked
+    if result.get("verification"):
+        assert result["verification"]["ok"] and result["verification"]["relative_error"] <= 1e-5
