@@ -230,7 +230,7 @@ MISTAKES: dict[str, tuple[dict[str, dict[str, Any]], type[SecateurError], str]] 
         "no batch norm",
     ),
     "truncated weights": ({"model": {"weights": "{tmp}/short.safetensors"}}, CheckpointError, "short.* truncated"),
-    "no weights": ({"model": {"weights": "{tmp}/no.safetensors"}}, CheckpointError, "no weights file"),
+    "no weights": ({"model": {"weights": "{tmp}/no.safetensors"}}, CheckpointError, "no such file"),
     "foreign weights": (
         {"model": {"weights": "{tmp}/foreign.safetensors"}},
         CheckpointError,

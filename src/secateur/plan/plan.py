@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.errors import PlanError
+from secateur.errors import PlanError, nearest
 from secateur.graph import Graph
 
 VERSION = 1
+# Read plans are refused beyond this, since parsing takes many times the text; networks of 100 million parameters
+# have plans of a few megabytes.
+LONGEST = 16 * 2**20
+_KEYS = ("removed", "shapes", "numbers")
 
 Removed = Mapping[str, Mapping[int, tuple[int, ...]]]
 
@@ -48,10 +54,13 @@ class Plan:
         self._check()
 
     def _check(self) -> None:
+        for tensor, sizes in self.shapes.items():
+            if any(size < 0 for size in sizes):
+                raise PlanError(f"plan: {shown(tensor)}: the shape {shown(sizes)} has negative sizes")
         for tensor, dims in self.removed.items():
             shape = self.shapes.get(tensor)
             for dim, indices in dims.items():
-                where = f"plan: {tensor} dim {dim}"
+                where = f"plan: {shown(tensor)} dim {dim}"
                 if list(indices) != sorted(set(indices)) or indices[0] < 0:
                     raise PlanError(f"{where}: indices must be distinct, sorted and not negative")
                 if shape is None:
@@ -73,54 +82,118 @@ class Plan:
         return np.setdiff1d(np.arange(self.shapes[tensor][dim]), np.asarray(gone, dtype=np.int64))
 
     def to_json(self) -> str:
-        """The plan as JSON text; `from_json` reads it back."""
+        """The plan as JSON text, the same for equal plans; `from_json` reads it back."""
         return json.dumps(
             {
                 "secateur_plan": VERSION,
                 "removed": {t: {str(d): list(i) for d, i in dims.items()} for t, dims in self.removed.items()},
                 "shapes": {t: list(s) for t, s in self.shapes.items()},
                 "numbers": {m: dict(v) for m, v in self.numbers.items()},
-            }
+            },
+            sort_keys=True,
         )
 
     @classmethod
-    def from_json(cls, text: str) -> Plan:
-        """Read a plan.
+    def from_json(cls, text: str | bytes) -> Plan:
+        """Read a plan; the text may come from anybody.
 
         Raises:
             PlanError: the text is no plan, or one of a version that this release does not know.
         """
+        if len(text) > LONGEST:
+            raise PlanError(f"not a plan: {len(text):,} characters; plans of at most {LONGEST:,} are read")
         try:
-            data = json.loads(text)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise PlanError(f"not a plan: the text is not JSON ({error})") from error
+            data = strict_json(text)
+        except ValueError as error:
+            raise PlanError(f"not a plan: the text is not JSON as Plan.to_json writes it ({error})") from error
         if not isinstance(data, dict) or "removed" not in data:
             raise PlanError("not a plan: a JSON object with the key 'removed' was expected")
-        version = data.get("secateur_plan", VERSION)
-        if version != VERSION:
-            raise PlanError(f"a plan of version {version!r}; this release reads version {VERSION}")
-        try:
-            return cls(
-                {
-                    str(t): {_whole(d): tuple(_whole(i) for i in v) for d, v in dims.items()}
-                    for t, dims in data["removed"].items()
-                },
-                {str(t): tuple(_whole(n) for n in shape) for t, shape in data.get("shapes", {}).items()},
-                {
-                    str(m): {str(k): _whole(v) for k, v in values.items()}
-                    for m, values in data.get("numbers", {}).items()
-                },
-            )
-        except (AttributeError, TypeError, ValueError) as error:
-            if isinstance(error, PlanError):
-                raise
-            raise PlanError(f"not a plan: {error}") from error
+        version = data.pop("secateur_plan", VERSION)
+        if type(version) is not int or version != VERSION:
+            raise PlanError(f"a plan of version {shown(version)}; this release reads version {VERSION}")
+        for key in data:
+            if key not in _KEYS:
+                raise PlanError(f"not a plan: the key {shown(key)}; {nearest(shown(key), _KEYS)}")
+        removed, shapes, numbers = (_object(data.get(key, {}), key) for key in _KEYS)
+        return cls(
+            {
+                t: {_dim(d, t): _whole(i, f"{shown(t)} dim {d}") for d, i in _object(dims, shown(t)).items()}
+                for t, dims in removed.items()
+            },
+            {t: _whole(shape, f"the shape of {shown(t)}") for t, shape in shapes.items()},
+            {m: _named(values, f"the numbers of {shown(m)}") for m, values in numbers.items()},
+        )
 
 
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise ValueError(f"a whole number was expected, not {value!r}")
-    return int(value)
+def _object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise PlanError(f"not a plan: {what}: an object was expected, not {shown(value)}")
+    return value
+
+
+def _whole(value: Any, what: str) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise PlanError(f"not a plan: {what}: a list of whole numbers was expected, not {shown(value)}")
+    for item in value:
+        if type(item) is not int:  # true and false are ints to Python
+            raise PlanError(f"not a plan: {what}: a whole number was expected, not {shown(item)}")
+    return tuple(value)
+
+
+def _named(value: Any, what: str) -> dict[str, int]:
+    named = _object(value, what)
+    return dict(zip(named, _whole([*named.values()], what), strict=True))
+
+
+def _dim(key: str, tensor: str) -> int:
+    # one spelling per number, so that no dimension comes twice
+    if not re.fullmatch("0|[1-9][0-9]?", key):
+        raise PlanError(f"not a plan: {shown(tensor)}: a dimension was expected, not {shown(key)}")
+    return int(key)
+
+
+def shown(value: object, longest: int = 80) -> str:
+    """Something from a file in an error message: one short line with nothing in it that a terminal obeys."""
+    if isinstance(value, (dict, list)):
+        return "an object" if isinstance(value, dict) else "a list"
+    text = str(value)
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def strict_json(text: str | bytes) -> Any:
+    """JSON from anybody; of numbers, whole ones only.
+
+    Raises:
+        ValueError: it is no JSON or not UTF-8, it is nested without end, or it holds a key twice, a fraction, NaN or a
+            number of more than 18 digits.
+    """
+    try:
+        return json.loads(
+            text.decode() if isinstance(text, bytes) else text,
+            object_pairs_hook=_once,
+            parse_int=_int,
+            parse_float=_no_number,
+            parse_constant=_no_number,
+        )
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {shown(twice)} comes twice")
+    return found
+
+
+def _int(text: str) -> int:
+    return int(text) if len(text) <= 18 else _no_number(text)  # reading digits takes quadratic time
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"a whole number was expected, not {shown(text)}")
 
 
 def plan_of(graph: Graph, units: NDArray[np.bool_] | Iterable[int]) -> Plan:
