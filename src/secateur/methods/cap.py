@@ -201,7 +201,7 @@ class CAP(Method):
 
     def warnings(self, graph: Graph, removed: NDArray[np.bool_]) -> list[str]:
         used = f"pulls {tuple(self.pull)}" if self.pull is not None else f"lambdas ({self.lambda1:g}, {self.lambda2:g})"
-        return warn_if_not_small(self.scores(graph), removed, f"{used}, {self.update} update")
+        return warn_if_not_small(graph, self.scores(graph), removed, f"{used}, {self.update} update")
 
     def scores(self, graph: Graph) -> Scores:
         return scale_scores(graph, self.reduce, self.protect_residual)

@@ -73,7 +73,7 @@ class NetworkSlimming(Method):
 
     def warnings(self, graph: Graph, removed: NDArray[np.bool_]) -> list[str]:
         strength = f"pull {self.pull:g}" if self.pull is not None else f"lambda {self.lam:g}"
-        return warn_if_not_small(self.scores(graph), removed, f"{strength}, {self.update} update")
+        return warn_if_not_small(graph, self.scores(graph), removed, f"{strength}, {self.update} update")
 
     def scores(self, graph: Graph) -> Scores:
         return scale_scores(graph, self.reduce, self.protect_residual)
