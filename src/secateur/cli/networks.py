@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli.guard import guarded
+from secateur.cli.guard import guarded, note
+from secateur.cli.outputs import check_outputs, write_output
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-    from secateur.costs import Cost, CostModel
-    from secateur.graph import Graph, Group
 
 Network = Annotated[
     str, typer.Argument(metavar="NETWORK", help="Registered name, package.module:factory or path/to/file.py:factory.")
@@ -37,28 +36,31 @@ def inspect(
     options: Options = None,
     classes: Classes = 11,
     as_json: Json = False,
+    svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Draw the couplings for a browser.")] = None,
+    dot: Annotated[Path | None, typer.Option("--dot", metavar="FILE", help="Write them as Graphviz text.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
 ) -> None:
-    """Show the groups of a network, and what is pinned and why.
+    """Show the groups of a network, what couples them, and what is pinned and why.
 
     params % and MACs % are the shares of the network's cost that would go if the whole group went. A weight between two
-    groups goes with either, so the shares add up to more than 100.
+    groups goes with either, so the shares add up to more than 100. Of tensors, a.{b.*, c.weight[1]} stands for all of
+    a.b and dimension 1 of a.c.weight: what a convolution reads.
     """
-    from secateur.costs import CostModel
     from secateur.graph import trace
+    from secateur.report import couplings_dot, couplings_svg, groups_data, groups_table
 
+    check_outputs({"--svg": svg, "--dot": dot}, force)
     module, example = _network(network, options, classes, shape)
     graph = trace(module, example)
-    model = CostModel(graph)
-    total = model()
-    groups = [_group(group, model, total) for group in graph.groups]
+    data = groups_data(graph)
+    for path, draw in ((svg, couplings_svg), (dot, couplings_dot)):
+        if path is not None:
+            write_output(path, draw(graph, data))
+            note(f"wrote {path}")
     if as_json:
-        prunable = int(graph.prunable.sum())
-        document = {"network": network, "input": list(example.shape[1:]), "units": graph.units, "prunable": prunable}
-        typer.echo(
-            json.dumps({**document, "cost": total.as_dict(), "groups": groups, "notes": list(graph.notes)}, indent=2)
-        )
+        typer.echo(json.dumps({"network": network, "input": list(example.shape[1:]), **data}, indent=2))
     else:
-        _print_groups(graph, groups, total)
+        typer.echo(groups_table(graph, data))
 
 
 def cost(
@@ -113,37 +115,3 @@ def _network(name: str, options: list[str] | None, classes: int, shape: str) -> 
         except YAMLError:
             raise typer.BadParameter(f"{option!r}: the value is not valid YAML") from None
     return create_model(name, classes, **arguments), torch.randn(1, *dimensions)
-
-
-def _group(group: Group, model: CostModel, total: Cost) -> dict[str, Any]:
-    """A group as JSON, with the share of the cost that would go if all of its units went."""
-    import numpy as np
-
-    removed = np.zeros(model.graph.units, dtype=bool)
-    removed[list(group.units)] = True
-    rest = model(removed)
-    return {
-        "name": group.name,
-        "units": len(group),
-        "pinned": group.pinned,
-        "params_share": 1 - rest.params / total.params if total.params else 0.0,
-        "macs_share": 1 - rest.macs / total.macs if total.macs else 0.0,
-        "members": [list(member) for member in group.members],
-    }
-
-
-def _print_groups(graph: Graph, groups: list[dict[str, Any]], total: Cost) -> None:
-    """Two lines per group: what it is and whether it can go, and the modules that its units run through."""
-    typer.echo("units  params %  MACs %  group")
-    for group in groups:
-        state = "" if group["pinned"] is None else f"  pinned: {group['pinned']}"
-        shares = f"{100 * group['params_share']:8.1f}  {100 * group['macs_share']:6.1f}"
-        typer.echo(f"{group['units']:5}  {shares}  {group['name']}{state}")
-        modules = dict.fromkeys(name.rpartition(".")[0] or name for name, _ in group["members"])
-        coupled = ", ".join(name for name in modules if name != group["name"])
-        if coupled and group["pinned"] is None:
-            typer.echo(f"{'':25}with {coupled}")
-    typer.echo(f"{graph.units} units in {len(groups)} groups, {int(graph.prunable.sum())} prunable")
-    typer.echo("  ".join(f"{key} {count:,}" for key, count in total.as_dict().items()))
-    for note in graph.notes:
-        typer.echo(note)

@@ -1,6 +1,8 @@
 """Which channels of a network go together: capture by running, labels that flow, equalities solved at once."""
 
-from secateur.graph.capture import mapped_state, mode_of, run, state_of, tensors_in, twice, unwrapped
+from secateur.graph.attributes import output_dim
+from secateur.graph.capture import Place, mapped_state, mode_of, run, state_of, tensors_in, twice, unwrapped
+from secateur.graph.couplings import Coupling
 from secateur.graph.flow import FIXED, Flow, Track
 from secateur.graph.matching import match_groups
 from secateur.graph.network import Graph, Group
@@ -8,7 +10,7 @@ from secateur.graph.trace import find_guilty, numbers_set, trace
 from secateur.graph.units import TensorInfo
 
 __all__ = [
-    "FIXED", "Flow", "Graph", "Group", "TensorInfo", "Track",
-    "find_guilty", "mapped_state", "match_groups", "mode_of", "numbers_set", "run", "state_of", "tensors_in", "trace",
-    "twice", "unwrapped",
+    "FIXED", "Coupling", "Flow", "Graph", "Group", "Place", "TensorInfo", "Track",
+    "find_guilty", "mapped_state", "match_groups", "mode_of", "numbers_set", "output_dim", "run", "state_of",
+    "tensors_in", "trace", "twice", "unwrapped",
 ]  # fmt: skip

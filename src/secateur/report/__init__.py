@@ -1,6 +1,11 @@
-"""Tables and pictures, drawn from what a run left on disk: old runs can be drawn again."""
+"""Tables and pictures: of what a run left on disk, so that old runs can be drawn again; of a network's groups."""
 
+from secateur.report.dot import couplings_dot
+from secateur.report.groups import groups_data, groups_table
 from secateur.report.picture import picture
+from secateur.report.svg import couplings_svg
 from secateur.report.tables import ladder_table, per_class_table
 
-__all__ = ["ladder_table", "per_class_table", "picture"]
+__all__ = [
+    "couplings_dot", "couplings_svg", "groups_data", "groups_table", "ladder_table", "per_class_table", "picture",
+]  # fmt: skip
