@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from secateur.models import create_model, list_models
     from secateur.plan import Plan
     from secateur.pruner import Pruner, Result, prune, score
-    from secateur.surgery import Report, apply, load, save, verify
+    from secateur.surgery import Compensated, Report, apply, compensate, fold_constants, load, save, verify
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Cost", "Graph", "Group", "Method", "Plan", "Pruner", "Report", "Result", "SecateurError",
-    "apply", "cost", "create_model", "list_methods", "list_models", "load", "prune",
+    "Compensated", "Cost", "Graph", "Group", "Method", "Plan", "Pruner", "Report", "Result", "SecateurError",
+    "apply", "compensate", "cost", "create_model", "fold_constants", "list_methods", "list_models", "load", "prune",
     "save", "score", "select", "trace", "verify",
 ]  # fmt: skip
 
@@ -40,7 +40,7 @@ _HOMES = {
     "models": ("create_model", "list_models"),
     "plan": ("Plan",),
     "pruner": ("Pruner", "Result", "prune", "score"),
-    "surgery": ("Report", "apply", "load", "save", "verify"),
+    "surgery": ("Compensated", "Report", "apply", "compensate", "fold_constants", "load", "save", "verify"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

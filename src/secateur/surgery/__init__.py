@@ -1,7 +1,13 @@
 """Cut a network to a plan, prove it, keep it."""
 
+from secateur.surgery.compensate import compensate
+from secateur.surgery.constants import fold_constants
+from secateur.surgery.consumers import Carried, Compensated
 from secateur.surgery.cut import apply
 from secateur.surgery.storage import load, misfits, save
 from secateur.surgery.verify import Report, verify
 
-__all__ = ["Report", "apply", "load", "misfits", "save", "verify"]
+__all__ = [
+    "Carried", "Compensated", "Report",
+    "apply", "compensate", "fold_constants", "load", "misfits", "save", "verify",
+]  # fmt: skip

@@ -76,22 +76,22 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any) 
         inputs = twice(example_inputs) if training else example_inputs
         silent = silenced(state_of(model), plan)
         pruned = mapped_state(small, lambda _, tensor: tensor.detach().clone())
-        own = _compare(model, small, silent, pruned, inputs, training, "own")
+        own = compared(model, small, silent, pruned, inputs, training, "own")
         if own is None:  # the original itself does not run in train mode on this input
             continue
         if not own.ok and own.dtype != "float64":
-            double = _compare(model, small, _double(silent), _double(pruned), _double(inputs), training, "own")
+            double = compared(model, small, in_float64(silent), in_float64(pruned), in_float64(inputs), training, "own")
             own = double if double is not None else own
         checks.append(own)
         silent, cut = _random_states(model, plan)
-        third = _compare(model, small, silent, cut, _double(inputs), training, "random")
+        third = compared(model, small, silent, cut, in_float64(inputs), training, "random")
         if third is not None and not third.problem.startswith("the original"):
             checks.append(third)
     error = max((c.relative_error for c in checks), default=float("inf"))
     return Report(error, bool(checks) and all(c.ok for c in checks), tuple(checks))
 
 
-def _compare(
+def compared(
     model: nn.Module,
     small: nn.Module,
     silenced: dict[str, Tensor],
@@ -100,6 +100,7 @@ def _compare(
     training: bool,
     weights: str,
 ) -> Check | None:
+    """Run a network with its silenced tensors and the pruned one with its own; None if the former does not run."""
     mode = "train" if training else "eval"
     dtype = next((t.dtype for t in silenced.values() if t.is_floating_point()), torch.float32)
     name = str(dtype).removeprefix("torch.")
@@ -161,7 +162,7 @@ def _relative_error(a: Tensor, b: Tensor) -> float:
     return difference / scale if scale > 0 else difference
 
 
-def _double(tree: Any) -> Any:
+def in_float64(tree: Any) -> Any:
     """Every floating-point tensor in float64; shared tensors stay shared."""
     made: dict[int, Tensor] = {}
 
