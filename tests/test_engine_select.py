@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import secateur
-from secateur.allocate import BUDGETS
-from secateur.costs import CostModel
+from secateur.costs import COLUMNS, CostModel
 from secateur.errors import BudgetError, CheckpointError, MethodError, NothingPrunableError, PlanError
 from secateur.models import create_model
 from secateur.pruner import units_of
@@ -56,7 +55,7 @@ def test_scope_group_takes_the_same_share_everywhere(graph: secateur.Graph) -> N
 
 
 @pytest.mark.parametrize("name", ["unet", "dense", "resnext", "segnet"])
-@pytest.mark.parametrize("column", BUDGETS)
+@pytest.mark.parametrize("column", COLUMNS)
 def test_what_a_unit_saves_is_what_the_counts_differ_by(name: str, column: str) -> None:
     costs = CostModel(secateur.trace(zoo.build(name), zoo.example()))
     alone = np.eye(costs.graph.units, dtype=bool)
@@ -100,7 +99,7 @@ def test_round_to_keeps_multiples_in_every_tensor(name: str) -> None:
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
-    column=st.sampled_from(BUDGETS),
+    column=st.sampled_from(COLUMNS),
     remains=st.floats(0.15, 1.0),
     round_to=st.sampled_from([1, 2, 4]),
     scope=st.sampled_from(["global", "group", "cost"]),

@@ -1,7 +1,7 @@
 """From scores to a plan: which units go, under a ratio or a budget, with floors and rounding.
 
 Units leave one after the other in one fixed order, so a larger budget's plan always contains a smaller one's, and a
-budget is met by bisecting how many have left.
+budget is met by bisecting how many have left. Latency is then measured on networks that are really cut.
 """
 
 from __future__ import annotations
@@ -9,18 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from secateur.costs import Cost, CostModel
+from secateur.costs import COLUMNS, Cost, CostModel, LatencyModel, LatencyTable, agreed, fewest, table_of
 from secateur.errors import BudgetError, MethodError, NothingPrunableError, nearest
 from secateur.graph import Graph, match_groups
 from secateur.plan import Plan, plan_of
+from secateur.surgery import apply
 
-BUDGETS = ("params", "macs", "paper_flops", "yolo_flops")
+BUDGETS = (*COLUMNS, "latency")
 SCOPES = ("global", "group", "cost")
 
 
@@ -44,6 +46,7 @@ def select(
     round_to: int = 1,
     protect: Iterable[str] = (),
     ratios: Mapping[str, float] | None = None,
+    latency_table: LatencyTable | Path | str | None = None,
 ) -> Plan:
     """Choose the units to remove: those of smallest score.
 
@@ -51,8 +54,10 @@ def select(
         graph: the traced network.
         scores: float per unit; +inf is never removed. Ties go to the lower unit id.
         pruning_ratio: share of the removable units to remove, 0 to 1 (1 means: down to the floors).
-        budget: instead of a ratio, what may remain of one or more of "params", "macs", "paper_flops", "yolo_flops": a
-            fraction of the original (up to 1) or an absolute number (above 1).
+        budget: instead of a ratio, what may remain of one or more of "params", "macs", "paper_flops", "yolo_flops",
+            "latency": a fraction of the original (up to 1) or an absolute number (above 1; of latency, milliseconds).
+            Latency is that of one forward pass on the example inputs as they are, in eval mode, on the network's
+            device, with the threads that torch has now. Candidates are cut and measured against the original.
         scope: "global" ranks all units together; "group" removes the same share of every group; "cost" ranks all
             units together by the square of their score over what their removal saves of the budget. What is lost with
             a channel goes with the square of its scale, and a channel of a wide layer saves many times what one of a
@@ -62,6 +67,8 @@ def select(
         protect: modules, parameters, groups, or patterns of their names ("decoder.*"), whose channels all stay.
         ratios: the same -> the share of these channels that goes, whatever the rest does; of several patterns that
             name a group the last one counts. The ratio or budget is then met by the others, if there is one.
+        latency_table: a JSON file that keeps the measured times of operators, which a budget of latency needs; without
+            one they are kept as long as the process lives.
 
     Returns:
         The plan.
@@ -70,7 +77,43 @@ def select(
         MethodError: an argument is out of range, or a score is NaN.
         NothingPrunableError: no unit can be removed; the message is the table of reasons.
         BudgetError: the budget can't be met; says what can.
+        CheckpointError: the latency table is damaged.
     """
+    return selection(
+        graph,
+        scores,
+        pruning_ratio=pruning_ratio,
+        budget=budget,
+        scope=scope,
+        min_keep=min_keep,
+        round_to=round_to,
+        protect=protect,
+        ratios=ratios,
+        latency_table=latency_table,
+    ).plan
+
+
+class Selection(NamedTuple):
+    """A plan, and what its latency was measured to be, in the units of the budget; None without such a budget."""
+
+    plan: Plan
+    latency: float | None
+
+
+def selection(
+    graph: Graph,
+    scores: ArrayLike,
+    *,
+    pruning_ratio: float | None = None,
+    budget: Mapping[str, float] | None = None,
+    scope: str = "global",
+    min_keep: float = 0.1,
+    round_to: int = 1,
+    protect: Iterable[str] = (),
+    ratios: Mapping[str, float] | None = None,
+    latency_table: LatencyTable | Path | str | None = None,
+) -> Selection:
+    """As `select`."""
     values = _checked(graph, scores, pruning_ratio, budget, scope, min_keep, round_to, ratios)
     for groups in match_groups(graph, [protect] if isinstance(protect, str) else protect, "protect").values():
         for group in groups:
@@ -78,25 +121,28 @@ def select(
     shares: dict[int, float] = {}
     for pattern, groups in match_groups(graph, ratios or {}, "ratios").items():
         shares.update(dict.fromkeys(groups, (ratios or {})[pattern]))
-    limited = _Limited(graph, budget) if budget is not None else None
-    chunks = _chunks(graph, values, scope, min_keep, round_to, limited)
-    if not any(chunks.values()):
-        raise NothingPrunableError(why_nothing(graph, values))
-    fixed = [
-        chunk
-        for group, share in shares.items()
-        for chunk in _within(chunks.pop(group, []), share * len(graph.groups[group]))
-    ]
-    order = sorted(
-        (chunk for mine in chunks.values() for chunk in mine), key=lambda chunk: (chunk.rank, int(chunk.units[0]))
-    )
-    if limited is not None:
-        removed = _meet(graph, fixed, order, limited)
-    else:
+
+    def choose() -> tuple[NDArray[np.bool_], float | None]:
+        limited = _Limited(graph, budget, latency_table) if budget is not None else None
+        chunks = _chunks(graph, values, scope, min_keep, round_to, limited)
+        if not any(chunks.values()):
+            raise NothingPrunableError(why_nothing(graph, values))
+        fixed = [
+            chunk
+            for group, share in shares.items()
+            for chunk in _within(chunks.pop(group, []), share * len(graph.groups[group]))
+        ]
+        order = sorted(
+            (chunk for mine in chunks.values() for chunk in mine), key=lambda chunk: (chunk.rank, int(chunk.units[0]))
+        )
+        if limited is not None:
+            return _meet(graph, fixed, order, limited)
         others = np.isin(graph.solution.group_of, list(shares), invert=True)
         target = int((pruning_ratio or 0.0) * int((graph.prunable & np.isfinite(values) & others).sum()) + 1e-9)
-        removed = _leaving(graph, [*fixed, *_within(order, target)])
-    return plan_of(graph, removed)
+        return _leaving(graph, [*fixed, *_within(order, target)]), None
+
+    removed, latency = agreed(choose) if "latency" in (budget or {}) else choose()
+    return Selection(plan_of(graph, removed), latency)
 
 
 def _checked(
@@ -153,22 +199,26 @@ def _checked(
 
 
 class _Limited:
-    """The cost of a network, and its limits."""
+    """What is limited, the models that tell it, and how much of it there is."""
 
-    def __init__(self, graph: Graph, budget: Mapping[str, float]) -> None:
-        self.model = CostModel(graph)
-        self.whole = self.model()
+    def __init__(self, graph: Graph, budget: Mapping[str, float], table: LatencyTable | Path | str | None) -> None:
+        counts = CostModel(graph)
+        self.graph = graph
+        self.latency = LatencyModel(graph, table_of(table)) if "latency" in budget else None
+        self.models = {name: self.latency if self.latency and name == "latency" else counts for name in budget}
+        self.whole = {name: float(model.total(name)) for name, model in self.models.items()}
+        self.relative = {name for name, value in budget.items() if value <= 1}
         self.limits = {
-            name: value if value > 1 else value * getattr(self.whole, name) for name, value in budget.items()
+            name: value * self.whole[name] if name in self.relative else value for name, value in budget.items()
         }
 
     def savings(self) -> NDArray[np.float64]:
         """Of what has to go, the share that every single unit saves; over all limits together."""
-        out = np.zeros(self.model.graph.units)
+        out = np.zeros(self.graph.units)
         for name, limit in self.limits.items():
-            excess = getattr(self.whole, name) - limit
+            excess = self.whole[name] - limit
             if excess > 0:
-                out += self.model.saved(name) / excess
+                out += self.models[name].saved(name) / excess
         return out
 
 
@@ -247,30 +297,42 @@ def _leaving(graph: Graph, chunks: Iterable[_Chunk]) -> NDArray[np.bool_]:
     return removed
 
 
-def _meet(graph: Graph, fixed: list[_Chunk], order: list[_Chunk], limited: _Limited) -> NDArray[np.bool_]:
-    """What is fixed, and the fewest further chunks whose removal meets every budget."""
-    model, whole, limits = limited.model, limited.whole, limited.limits
-    least = model(_leaving(graph, [*fixed, *order]))
-    short = {name: limit for name, limit in limits.items() if getattr(least, name) > limit}
+def _meet(
+    graph: Graph, fixed: list[_Chunk], order: list[_Chunk], limited: _Limited
+) -> tuple[NDArray[np.bool_], float | None]:
+    """What is fixed, and the fewest further chunks whose removal meets every budget; the latency, if it is limited."""
+    counted = {name: limit for name, limit in limited.limits.items() if name != "latency"}
+
+    def removed(count: int) -> NDArray[np.bool_]:
+        return _leaving(graph, [*fixed, *order[:count]])
+
+    def total(name: str, count: int) -> float:
+        return limited.models[name].total(name, removed(count))
+
+    least = {name: total(name, len(order)) for name in counted}
+    short = {name: limit for name, limit in counted.items() if least[name] > limit}
     if short:
         raise BudgetError(
             "the budget is out of reach: "
             + "; ".join(
-                f"{name} {limit:,.0f} was asked, {getattr(least, name):,} "
-                f"({getattr(least, name) / getattr(whole, name):.1%}) is the least that min_keep, round_to and what is "
-                f"pinned or protected allow"
+                f"{name} {limit:,.0f} was asked, {least[name]:,} ({least[name] / limited.whole[name]:.1%}) is the "
+                f"least that min_keep, round_to and what is pinned or protected allow"
                 for name, limit in short.items()
             )
         )
-    low, high = 0, len(order)
-    while low < high:
-        middle = (low + high) // 2
-        removed = _leaving(graph, [*fixed, *order[:middle]])
-        if all(model.total(name, removed) <= limit for name, limit in limits.items()):
-            high = middle
-        else:
-            low = middle + 1
-    return _leaving(graph, [*fixed, *order[:low]])
+    count = fewest(lambda n: all(total(name, n) <= limit for name, limit in counted.items()), 0, len(order))
+    if limited.latency is None:
+        return removed(count), None
+    relative = "latency" in limited.relative
+    count, milliseconds = limited.latency.meet(
+        limited.limits["latency"],
+        relative,
+        removed,
+        lambda units: apply(graph.model, plan_of(graph, units)),
+        count,
+        len(order),
+    )
+    return removed(count), milliseconds / limited.whole["latency"] if relative else milliseconds
 
 
 def why_nothing(graph: Graph, scores: NDArray[np.float64], refused: Mapping[int, str] | None = None) -> str:
@@ -304,15 +366,23 @@ def outcome(
     budget: Mapping[str, float] | None = None,
     protect: Iterable[str] = (),
     ratios: Mapping[str, float] | None = None,
+    latency: float | None = None,
     **_: Any,
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """What was asked of `select` and what became of it, in the same units."""
+    """What was asked of `select` and what became of it, in the same units.
+
+    Args:
+        latency: as measured, in the units in which it was asked.
+    """
     asked: dict[str, float] = {}
     got: dict[str, float] = {}
     free = graph.prunable & np.isfinite(scores)
     for name, value in (budget or {}).items():
         asked[name] = float(value)
-        got[name] = getattr(after, name) / getattr(before, name) if value <= 1 else getattr(after, name)
+        if name in COLUMNS:
+            got[name] = getattr(after, name) / getattr(before, name) if value <= 1 else getattr(after, name)
+        elif latency is not None:
+            got[name] = latency
     by_name = match_groups(graph, ratios or {}, "ratios")
     if pruning_ratio is not None:
         kept = match_groups(graph, [protect] if isinstance(protect, str) else protect, "protect")

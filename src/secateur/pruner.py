@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 from torch.optim import Optimizer
 
-from secateur.allocate import outcome, select, why_nothing
-from secateur.costs import Cost, CostModel
+from secateur.allocate import outcome, selection, why_nothing
+from secateur.costs import Cost, CostModel, LatencyTable
 from secateur.errors import NothingPrunableError, VerificationError
 from secateur.graph import Graph, find_guilty, trace
 from secateur.methods import Method, Training, make_method
@@ -52,12 +53,15 @@ class Result:
         def row(name: str, a: float, b: float) -> str:
             return f"{name:<14}{a:>16,.0f}{b:>16,.0f}{(b / a - 1) if a else 0:>+10.1%}"
 
+        def unit(name: str) -> str:
+            return " ms" if name == "latency" and self.budget["asked"][name] > 1 else ""
+
         before, after = self.before, self.after
         lines = [f"{'':<14}{'before':>16}{'after':>16}{'change':>10}"]
         lines += [row(name, getattr(before, name), getattr(after, name)) for name in ("params", "macs", "paper_flops")]
         lines.append(row("bytes (fp32)", 4 * before.params, 4 * after.params))
         for what in ("asked", "achieved"):
-            lines.append(f"{what:<14}" + ", ".join(f"{k} {v:.4g}" for k, v in self.budget[what].items()))
+            lines.append(f"{what:<14}" + ", ".join(f"{k} {v:.4g}{unit(k)}" for k, v in self.budget[what].items()))
         lines.append(f"verification  {self.report if self.report is not None else 'not made'}")
         pinned = [g for g in self.graph.groups if g.pinned]
         lines.append(f"pinned        {len(pinned)} of {len(self.graph.groups)} groups" + (":" if pinned else ""))
@@ -106,7 +110,7 @@ def cut_verified(
     report, small = None, None
     while True:
         try:
-            plan = select(graph, values, **allocation)
+            plan, latency = selection(graph, values, **allocation)
         except NothingPrunableError:
             raise NothingPrunableError(why_nothing(graph, values, refused)) from None
         if not len(plan):
@@ -135,7 +139,9 @@ def cut_verified(
     warnings = warn(removed) if warn is not None else []
     if small is None or inplace or optimizer is not None:
         small = apply(model, plan, inplace=inplace, optimizer=optimizer)
-    asked, got = outcome(graph, np.asarray(scores, dtype=np.float64), removed, before, after, **allocation)
+    asked, got = outcome(
+        graph, np.asarray(scores, dtype=np.float64), removed, before, after, latency=latency, **allocation
+    )
     if got.get("pruning_ratio", 1.0) < asked.get("pruning_ratio", 0.0) - 0.01:
         notes.append(
             f"{got['pruning_ratio']:.1%} of the units were removed, {asked['pruning_ratio']:.1%} asked: "
@@ -183,6 +189,7 @@ def prune(
     round_to: int = 1,
     protect: Iterable[str] = (),
     ratios: Mapping[str, float] | None = None,
+    latency_table: LatencyTable | Path | str | None = None,
     inplace: bool = False,
     verify: bool = True,
     optimizer: Optimizer | None = None,
@@ -194,7 +201,7 @@ def prune(
         model: any network; it is not changed unless `inplace`.
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
         method: a data-free method's name, a method object, or a function graph -> scores.
-        pruning_ratio, budget, scope, min_keep, round_to, protect, ratios: see `select`.
+        pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table: see `select`.
         inplace: cut the network itself.
         verify: compare the result with the silenced original before handing it over.
         optimizer: its state is cut along.
@@ -217,6 +224,7 @@ def prune(
         round_to=round_to,
         protect=protect,
         ratios=ratios,
+        latency_table=latency_table,
     )
 
 
@@ -287,13 +295,14 @@ class Pruner:
         round_to: int = 1,
         protect: Iterable[str] = (),
         ratios: Mapping[str, float] | None = None,
+        latency_table: LatencyTable | Path | str | None = None,
         inplace: bool = False,
         optimizer: Optimizer | None = None,
     ) -> Result:
         """Detach the method, remove channels physically, verify.
 
         Args:
-            pruning_ratio, budget, scope, min_keep, round_to, protect, ratios: see `select`.
+            pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table: see `select`.
             inplace: cut the network itself.
             optimizer: its state is cut along.
 
@@ -317,6 +326,7 @@ class Pruner:
             round_to=round_to,
             protect=protect,
             ratios=ratios,
+            latency_table=latency_table,
         )
 
     def close(self) -> None:

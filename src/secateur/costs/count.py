@@ -113,7 +113,7 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
     return CostModel(trace(model, example_inputs))()
 
 
-def _units_of(graph: Graph, flow: Flow, ref: Ref, dim: int) -> NDArray[np.int64]:
+def units_along(graph: Graph, flow: Flow, ref: Ref, dim: int) -> NDArray[np.int64]:
     """The unit of every index of a tensor's dimension."""
     tracks = flow.get(ref)[dim]
     size = flow.shape(ref)[dim]
@@ -166,13 +166,13 @@ def _count(
         x, weight, bias = node.args[:3]
         transposed = bool(node.args[6])
         kernel = flow.shape(weight)
-        channels = _units_of(graph, flow, out, 1)
-        into = _units_of(graph, flow, weight, 1)
+        channels = units_along(graph, flow, out, 1)
+        into = units_along(graph, flow, weight, 1)
         maps = shape[0] * math.prod(shape[2:])
         if transposed:  # every input element meets the whole kernel
             place = flow.shape(x)
             sizes = place[0] * math.prod(place[2:]) * math.prod(kernel[2:])
-            dims: tuple[NDArray[np.int64], ...] = (_units_of(graph, flow, weight, 0), into)
+            dims: tuple[NDArray[np.int64], ...] = (units_along(graph, flow, weight, 0), into)
         else:
             sizes, dims = maps * math.prod(kernel[2:]), (channels, into)
         yield "macs", sizes, dims
@@ -185,20 +185,20 @@ def _count(
     elif node.op in _PRODUCTS:
         a, b = node.args[1:3] if node.op in ("addmm", "baddbmm") else node.args[:2]
         left, right = flow.shape(a), flow.shape(b)
-        dims = tuple(_units_of(graph, flow, a, d) for d in range(len(left)))
-        dims += (_units_of(graph, flow, b, len(right) - 1),) if len(right) > 1 else ()
+        dims = tuple(units_along(graph, flow, a, d) for d in range(len(left)))
+        dims += (units_along(graph, flow, b, len(right) - 1),) if len(right) > 1 else ()
         for column, times in (("macs", 1), ("paper_flops", 1), ("yolo_flops", 2)):
             yield column, times, dims
         if node.op == "addmm":
-            every = tuple(_units_of(graph, flow, out, d) for d in range(len(shape)))
+            every = tuple(units_along(graph, flow, out, d) for d in range(len(shape)))
             yield "paper_flops", 1, every
             yield "yolo_flops", 2, every
     elif node.op in BATCH_NORMS:
-        yield "paper_flops", 2, tuple(_units_of(graph, flow, out, d) for d in range(len(shape)))
+        yield "paper_flops", 2, tuple(units_along(graph, flow, out, d) for d in range(len(shape)))
     elif isinstance(module, nn.ReLU) and node.op in ("relu", "relu_"):
-        yield "paper_flops", 1, tuple(_units_of(graph, flow, out, d) for d in range(len(shape)))
+        yield "paper_flops", 1, tuple(units_along(graph, flow, out, d) for d in range(len(shape)))
     elif (isinstance(module, _POOLS) and "pool" in node.op) or (
         isinstance(module, pooling._AdaptiveAvgPoolNd) and node.op == "mean"
     ):
         x = node.args[0]
-        yield "paper_flops", 1, tuple(_units_of(graph, flow, x, d) for d in range(len(flow.shape(x))))
+        yield "paper_flops", 1, tuple(units_along(graph, flow, x, d) for d in range(len(flow.shape(x))))

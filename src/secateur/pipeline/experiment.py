@@ -91,7 +91,7 @@ class Experiment:
         if recipe.run.threads is not None:
             torch.set_num_threads(recipe.run.threads)
         self.fabric = make_fabric(recipe.run.accelerator, recipe.run.devices, recipe.run.precision)
-        self.inputs = Inputs(recipe)
+        self.inputs = Inputs(recipe, self.fabric.device)
         # with several devices this starts the other processes, which come here through the same checks
         self.fabric.launch()
         if not self.fabric.is_global_zero:
@@ -170,7 +170,7 @@ class Experiment:
         if self.inputs.method is None:
             self._save_pruned(model, self.inputs.start_plan or Plan({}))
             return {"rows": []}
-        pruner = self.inputs.pruner(model)
+        pruner = self.inputs.pruner(self.inputs.to_be_cut(model))
         if state["hooks"] is not None:
             pruner.load_state_dict(state["hooks"])
         result = self.inputs.cut(pruner)

@@ -17,6 +17,7 @@ from secateur.pruner import Pruner, Result
 from secateur.recipe import Recipe
 from secateur.surgery import apply
 from secateur.training import seed_everything
+from secateur.training.evaluate import device_of
 from secateur.training.optimize import main_logits
 from secateur.training.weights import load_weights
 
@@ -33,13 +34,18 @@ class Inputs:
         start_plan: the plan that a fresh network is cut to first; None for none.
         example: one image (1, 3, H, W) of noise.
 
+    Args:
+        recipe: what to open.
+        device: where latency is measured, if that is limited.
+
     Raises:
         DataError, ModelError, MethodError, RecipeError, PlanError, CheckpointError: something is wrong; says what.
         NothingPrunableError, BudgetError: this network and method can't reach the budget.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device | None = None) -> None:
         self.recipe = recipe
+        self.device = device or torch.device("cpu")
         # the quick checks first
         self.method = None if recipe.method.name == "none" else get_method(recipe.method.name)
         self.method_options = self._resolve_options()
@@ -61,8 +67,17 @@ class Inputs:
         return model if whole or self.start_plan is None else apply(model, self.start_plan, inplace=True)
 
     def pruner(self, model: nn.Module) -> Pruner:
-        """The recipe's method, attached to `model`."""
-        return Pruner(model, self.example, method=self.recipe.method.name, **self.method_options)
+        """The recipe's method, attached to `model`, where that is."""
+        example = self.example.to(device_of(model))
+        return Pruner(model, example, method=self.recipe.method.name, **self.method_options)
+
+    def to_be_cut(self, model: nn.Module) -> nn.Module:
+        """The network where and as its latency is measured, if the budget limits that."""
+        if self.recipe.budget.latency is None:
+            return model
+        if self.recipe.run.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model.to(self.device)
 
     def cut(self, pruner: Pruner) -> Result:
         """The cut that the recipe's budget asks for."""
@@ -155,4 +170,4 @@ class Inputs:
     def _check_cut(self) -> None:
         """Cuts an untrained network to the budget, so that an hour of training isn't spent on what can't be had."""
         if self.method is not None:
-            self.cut(self.pruner(self.network()))
+            self.cut(self.pruner(self.to_be_cut(self.network())))

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-BUDGET_KEYS = ("params", "macs", "paper_flops", "pruning_ratio")
+BUDGET_KEYS = ("params", "macs", "paper_flops", "latency", "pruning_ratio")
 
 
 def _as_tuple(value: Any) -> Any:
@@ -109,6 +109,9 @@ class Budget(Section):
     paper_flops: PositiveFloat | None = Field(
         default=None, description="FLOPs as the CAP paper counts: fraction, or absolute"
     )
+    latency: PositiveFloat | None = Field(
+        default=None, description="time of one image, measured here: fraction, or milliseconds if above 1"
+    )
     pruning_ratio: Share | None = Field(default=None, description="share of the units that is removed, 0 to 1")
     min_keep: Share = Field(default=0.1, description="share of every group's units that is kept whatever the budget")
     round_to: Positive = Field(default=1, description="kept channels are a multiple of this")
@@ -126,7 +129,7 @@ class Budget(Section):
     @property
     def limits(self) -> dict[str, float] | None:
         """The resource that is limited and its limit, as `Pruner.finish(budget=...)` takes it; None for a ratio."""
-        return {key: value for key in BUDGET_KEYS[:3] if (value := getattr(self, key)) is not None} or None
+        return {key: value for key in BUDGET_KEYS[:-1] if (value := getattr(self, key)) is not None} or None
 
     @model_validator(mode="after")
     def _at_most_one(self) -> Budget:

@@ -63,10 +63,9 @@ def _caption(result: Mapping[str, Any]) -> Text:
     if budget:
         achieved = budget["achieved"]
         for key, asked in budget["asked"].items():
+            show = _milliseconds if key == "latency" and asked > 1 else _budget
             reached = achieved.get(key)
-            lines.append(
-                f"budget, {key}: asked {_budget(asked)}, achieved {_NONE if reached is None else _budget(reached)}"
-            )
+            lines.append(f"budget, {key}: asked {show(asked)}, achieved {_NONE if reached is None else show(reached)}")
     if verification:
         verdict = "exact" if verification["ok"] else "NOT EXACT"
         lines.append(f"verification: relative error {verification['relative_error']:.1e}, {verdict}")
@@ -86,6 +85,10 @@ def _amount(value: float, whole: float) -> str:
 
 def _budget(value: float) -> str:
     return f"{100 * value:.2f} %" if value <= 1 else _metric(value)
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.2f} ms"
 
 
 def _metric(value: float) -> str:
