@@ -195,7 +195,9 @@ class Experiment:
         model = load(self.folder.pruned, self.inputs.network(whole=True))
         record = self._fit("finetune", model)
         if self.fabric.is_global_zero:
-            save(self.folder.model, model, Plan.from_json(self.folder.plan.read_text(encoding="utf-8")))
+            save(
+                self.folder.model, model, Plan.from_json(self.folder.plan.read_text(encoding="utf-8", errors="replace"))
+            )
         return record
 
     def _evaluate(self) -> Record:

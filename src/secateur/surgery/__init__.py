@@ -4,10 +4,10 @@ from secateur.surgery.compensate import compensate
 from secateur.surgery.constants import fold_constants
 from secateur.surgery.consumers import Carried, Compensated
 from secateur.surgery.cut import apply
-from secateur.surgery.storage import load, misfits, save
+from secateur.surgery.storage import load, save
 from secateur.surgery.verify import Report, verify
 
 __all__ = [
     "Carried", "Compensated", "Report",
-    "apply", "compensate", "fold_constants", "load", "misfits", "save", "verify",
+    "apply", "compensate", "fold_constants", "load", "save", "verify",
 ]  # fmt: skip
