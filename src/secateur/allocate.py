@@ -115,7 +115,7 @@ def selection(
 ) -> Selection:
     """As `select`."""
     values = _checked(graph, scores, pruning_ratio, budget, scope, min_keep, round_to, ratios)
-    for groups in match_groups(graph, [protect] if isinstance(protect, str) else protect, "protect").values():
+    for groups in match_groups(graph, protect, "protect").values():
         for group in groups:
             values[list(graph.groups[group].units)] = np.inf
     shares: dict[int, float] = {}
@@ -385,7 +385,7 @@ def outcome(
             got[name] = latency
     by_name = match_groups(graph, ratios or {}, "ratios")
     if pruning_ratio is not None:
-        kept = match_groups(graph, [protect] if isinstance(protect, str) else protect, "protect")
+        kept = match_groups(graph, protect, "protect")
         elsewhere = [group for groups in (*by_name.values(), *kept.values()) for group in groups]
         mine = free & np.isin(graph.solution.group_of, elsewhere, invert=True)
         asked["pruning_ratio"] = float(pruning_ratio)

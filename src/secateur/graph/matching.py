@@ -10,7 +10,7 @@ from secateur.graph.attributes import output_dim
 from secateur.graph.network import Graph
 
 
-def match_groups(graph: Graph, patterns: Iterable[str], what: str) -> dict[str, list[int]]:
+def match_groups(graph: Graph, patterns: str | Iterable[str], what: str) -> dict[str, list[int]]:
     """The groups that each pattern names.
 
     A pattern is the name of a group, a module or a parameter, or one with `*` and `?`. It means the channels that are
@@ -19,7 +19,7 @@ def match_groups(graph: Graph, patterns: Iterable[str], what: str) -> dict[str, 
 
     Args:
         graph: the traced network.
-        patterns: names or patterns.
+        patterns: names or patterns; a single one may be given as it is.
         what: the argument they were given as, for the error.
 
     Returns:
@@ -28,6 +28,7 @@ def match_groups(graph: Graph, patterns: Iterable[str], what: str) -> dict[str, 
     Raises:
         MethodError: a pattern names no group's channels.
     """
+    patterns = [patterns] if isinstance(patterns, str) else patterns
     modules = dict(graph.model.named_modules())
     names = [
         {group.name}.union(*(_prefixes(tensor) for tensor, dim in group.members if dim == output_dim(modules, tensor)))
