@@ -427,3 +427,27 @@ def test_a_rule_that_cannot_read_its_operator_pins(monkeypatch: pytest.MonkeyPat
     result = pruned(Silu())
     assert "rule for silu" in (reason(result, "a.0.weight") or "")
     assert reason(result, "b.0.weight") is None
+
+
+class Chaotic(nn.Module):
+    """Multiplies a rounding error by ten thousand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 64, 1), nn.Conv2d(64, 64, 1), nn.Conv2d(64, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.sigmoid(self.b(torch.relu(self.a(x))))
+        for _ in range(20):
+            x = 3.9 * x * (1 - x)
+        return self.c(x)
+
+
+def test_rounding_errors_that_the_network_multiplies_are_not_taken_for_a_wrong_cut() -> None:
+    torch.manual_seed(0)
+    model, x = Chaotic().double(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    result = secateur.prune(model, x, pruning_ratio=0.5)
+    assert result.report.relative_error > 1e-12 and not result.warnings
+    with torch.no_grad():
+        result.model.c.weight *= 1 + 1e-6
+    assert not secateur.verify(model, result.model, result.plan, x).ok
