@@ -28,9 +28,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torchvision_operators  # noqa: F401, I001 -- before torchvision
-
 import torch
+import torchvision_operators  # noqa: F401 -- before torchvision
 from torch import nn
 
 SIZES = (64, 96, 128, 160, 192, 224, 256, 288, 299, 320, 384, 448, 512)
