@@ -222,6 +222,23 @@ def test_wrong_arguments_are_named(graph: secateur.Graph, options: dict, words: 
         secateur.select(graph, secateur.score(graph, "random"), **options)
 
 
+def test_wrong_arguments_are_named_before_the_network_is_run() -> None:
+    class Never(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise AssertionError("it was run")
+
+    with pytest.raises(MethodError, match="round_to 0"):
+        secateur.prune(Never(), zoo.example(), pruning_ratio=0.5, round_to=0)
+
+
+def test_patterns_may_come_from_a_generator() -> None:
+    patterns = ["encoder.*"]
+    given = secateur.prune(unet(), torch.zeros(1, 3, 32, 32), pruning_ratio=0.5, protect=iter(patterns))
+    listed = secateur.prune(unet(), torch.zeros(1, 3, 32, 32), pruning_ratio=0.5, protect=patterns)
+    assert given.budget["achieved"] == listed.budget["achieved"]
+    assert all(share == 1 for name, share in left(given).items() if name.startswith("encoder"))
+
+
 def test_a_budget_out_of_reach_says_what_can_be_had(graph: secateur.Graph) -> None:
     with pytest.raises(BudgetError, match=r"params .* asked, [\d,]+ \(\d+\.\d%\) is the least"):
         secateur.select(graph, secateur.score(graph, "random"), budget={"params": 0.001})

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 from torch.optim import Optimizer
 
-from secateur.allocate import outcome, selection, why_nothing
+from secateur.allocate import Allocation, outcome, selection, why_nothing
 from secateur.costs import Cost, CostModel, LatencyTable
 from secateur.errors import NothingPrunableError, VerificationError
 from secateur.graph import Graph, find_guilty, trace
@@ -90,12 +90,12 @@ def score(graph: Graph, method: str | Method | Criterion, **options: Any) -> NDA
 def cut_verified(
     graph: Graph,
     scores: ArrayLike,
+    allocation: Allocation,
     *,
     inplace: bool = False,
     check: bool = True,
     optimizer: Optimizer | None = None,
     warn: Callable[[NDArray[np.bool_]], list[str]] | None = None,
-    **allocation: Any,
 ) -> Result:
     """Select, apply and verify. Groups whose removal fails the verification are found by bisection, kept, and the rest
     goes on.
@@ -110,12 +110,11 @@ def cut_verified(
     report, small = None, None
     while True:
         try:
-            plan, latency = selection(graph, values, **allocation)
+            plan, latency = selection(graph, values, allocation)
         except NothingPrunableError:
             raise NothingPrunableError(why_nothing(graph, values, refused)) from None
         if not len(plan):
-            ratio = allocation.get("pruning_ratio")
-            if refused or (ratio is not None and ratio > 0):
+            if refused or allocation.pruning_ratio:
                 raise NothingPrunableError(why_nothing(graph, values, refused))
             break  # the empty plan is what was asked for
         if not check:
@@ -139,9 +138,7 @@ def cut_verified(
     warnings = warn(removed) if warn is not None else []
     if small is None or inplace or optimizer is not None:
         small = apply(model, plan, inplace=inplace, optimizer=optimizer)
-    asked, got = outcome(
-        graph, np.asarray(scores, dtype=np.float64), removed, before, after, latency=latency, **allocation
-    )
+    asked, got = outcome(graph, np.asarray(scores, dtype=np.float64), removed, before, after, allocation, latency)
     if got.get("pruning_ratio", 1.0) < asked.get("pruning_ratio", 0.0) - 0.01:
         notes.append(
             f"{got['pruning_ratio']:.1%} of the units were removed, {asked['pruning_ratio']:.1%} asked: "
@@ -210,22 +207,10 @@ def prune(
     Raises:
         NothingPrunableError, BudgetError, MethodError, ModelError, VerificationError.
     """
+    allocation = Allocation(pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table)
     graph = trace(model, example_inputs)
-    return cut_verified(
-        graph,
-        score(graph, method, **options),
-        inplace=inplace,
-        check=verify,
-        optimizer=optimizer,
-        pruning_ratio=pruning_ratio,
-        budget=budget,
-        scope=scope,
-        min_keep=min_keep,
-        round_to=round_to,
-        protect=protect,
-        ratios=ratios,
-        latency_table=latency_table,
-    )
+    scores = score(graph, method, **options)
+    return cut_verified(graph, scores, allocation, inplace=inplace, check=verify, optimizer=optimizer)
 
 
 class Pruner:
@@ -309,6 +294,7 @@ class Pruner:
         Raises:
             NothingPrunableError, BudgetError, MethodError, VerificationError.
         """
+        allocation = Allocation(pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table)
         if not self._stepped:
             self.after_step()
         scores = score(self.graph, self.method)
@@ -316,17 +302,10 @@ class Pruner:
         return cut_verified(
             self.graph,
             scores,
+            allocation,
             inplace=inplace,
             optimizer=optimizer,
             warn=lambda removed: self.method.warnings(self.graph, removed),
-            pruning_ratio=pruning_ratio,
-            budget=budget,
-            scope=scope,
-            min_keep=min_keep,
-            round_to=round_to,
-            protect=protect,
-            ratios=ratios,
-            latency_table=latency_table,
         )
 
     def close(self) -> None:

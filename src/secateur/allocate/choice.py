@@ -1,0 +1,131 @@
+"""Which units go: those of smallest score, until a ratio or a budget is met.
+
+Units leave one after the other in one fixed order, so a larger budget's plan always contains a smaller one's, and a
+budget is met by bisecting how many have left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from secateur.allocate.allocation import Allocation
+from secateur.allocate.limits import Limits
+from secateur.allocate.order import chunks_of, in_order, leaving, within
+from secateur.allocate.reasons import why_nothing
+from secateur.costs import LatencyTable, agreed
+from secateur.errors import MethodError, NothingPrunableError
+from secateur.graph import Graph, match_groups
+from secateur.plan import Plan, plan_of
+
+
+def select(
+    graph: Graph,
+    scores: ArrayLike,
+    *,
+    pruning_ratio: float | None = None,
+    budget: Mapping[str, float] | None = None,
+    scope: str = "global",
+    min_keep: float = 0.1,
+    round_to: int = 1,
+    protect: Iterable[str] = (),
+    ratios: Mapping[str, float] | None = None,
+    latency_table: LatencyTable | Path | str | None = None,
+) -> Plan:
+    """Choose the units to remove: those of smallest score.
+
+    Args:
+        graph: the traced network.
+        scores: float per unit; +inf is never removed. Ties go to the lower unit id.
+        pruning_ratio: share of the removable units to remove, 0 to 1 (1 means: down to the floors).
+        budget: instead of a ratio, what may remain of one or more of "params", "macs", "paper_flops", "yolo_flops",
+            "latency": a fraction of the original (up to 1) or an absolute number (above 1; of latency, milliseconds).
+            Latency is that of one forward pass on the example inputs as they are, in eval mode, on the network's
+            device, with the threads that torch has now. Candidates are cut and measured against the original.
+        scope: "global" ranks all units together; "group" removes the same share of every group; "cost" ranks all
+            units together by the square of their score over what their removal saves of the budget. What is lost with
+            a channel goes with the square of its scale, and a channel of a wide layer saves many times what one of a
+            narrow layer saves: the greedy rule of the knapsack problem.
+        min_keep: every group keeps at least this share of its units, and at least one.
+        round_to: every group keeps a multiple of this many channels.
+        protect: modules, parameters, groups, or patterns of their names ("decoder.*"), whose channels all stay.
+        ratios: the same -> the share of these channels that goes, whatever the rest does; of several patterns that
+            name a group the last one counts. The ratio or budget is then met by the others, if there is one.
+        latency_table: a JSON file that keeps the measured times of operators, which a budget of latency needs; without
+            one they are kept as long as the process lives.
+
+    Returns:
+        The plan.
+
+    Raises:
+        MethodError: an argument is out of range, or a score is NaN.
+        NothingPrunableError: no unit can be removed; the message is the table of reasons.
+        BudgetError: the budget can't be met; says what can.
+        CheckpointError: the latency table is damaged.
+    """
+    allocation = Allocation(pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table)
+    return selection(graph, scores, allocation).plan
+
+
+class Selection(NamedTuple):
+    """A plan, and what its latency was measured to be, in the units of the budget; None without such a budget."""
+
+    plan: Plan
+    latency: float | None
+
+
+def selection(graph: Graph, scores: ArrayLike, allocation: Allocation) -> Selection:
+    """As `select`."""
+    values = _checked(graph, scores)
+    for groups in match_groups(graph, allocation.protect, "protect").values():
+        for group in groups:
+            values[list(graph.groups[group].units)] = np.inf
+    ratios, budget = allocation.ratios or {}, allocation.budget
+    shares: dict[int, float] = {}
+    for pattern, groups in match_groups(graph, ratios, "ratios").items():
+        shares.update(dict.fromkeys(groups, ratios[pattern]))
+
+    def choose() -> tuple[NDArray[np.bool_], float | None]:
+        limits = Limits(graph, budget, allocation.latency_table) if budget is not None else None
+        savings = limits.savings() if limits is not None and allocation.scope == "cost" else None
+        chunks = chunks_of(graph, values, allocation, savings)
+        if not any(chunks.values()):
+            raise NothingPrunableError(why_nothing(graph, values))
+        fixed = [
+            chunk
+            for group, share in shares.items()
+            for chunk in within(chunks.pop(group, []), share * len(graph.groups[group]))
+        ]
+        order = in_order(chunks.values())
+        if limits is not None:
+            return limits.meet(fixed, order)
+        others = np.isin(graph.solution.group_of, list(shares), invert=True)
+        removable = int((graph.prunable & np.isfinite(values) & others).sum())
+        target = int((allocation.pruning_ratio or 0.0) * removable + 1e-9)
+        return leaving(graph, [*fixed, *within(order, target)]), None
+
+    removed, latency = agreed(choose) if "latency" in (budget or {}) else choose()
+    return Selection(plan_of(graph, removed), latency)
+
+
+def _checked(graph: Graph, scores: ArrayLike) -> NDArray[np.float64]:
+    """The scores as a new array.
+
+    Raises:
+        MethodError: they are not one number per unit.
+    """
+    values = np.array(scores.detach().cpu() if isinstance(scores, torch.Tensor) else scores, dtype=np.float64)
+    if values.shape != (graph.units,):
+        raise MethodError(f"scores of shape {values.shape}; one per unit was expected: ({graph.units},)")
+    bad = np.flatnonzero(np.isnan(values) & graph.prunable)
+    if len(bad):
+        group = graph.groups[graph.solution.group_of[bad[0]]]
+        raise MethodError(
+            f"the score of {len(bad)} units is NaN, first in {group.name}; are there NaNs in the network's weights?"
+        )
+    return values
