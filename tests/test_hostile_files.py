@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -16,14 +17,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file as load_as_numpy
 from safetensors.torch import save_file
 from torch import nn
 
 import secateur
 from secateur.errors import CheckpointError, PlanError
-from secateur.surgery.storage import DIGEST, write_tensors
+from secateur.surgery.storage import DIGEST, form_of, opened, write_tensors
 from secateur.training.weights import load_weights, save_weights
 
 
@@ -93,6 +94,14 @@ def refused(path: Path, words: str, load: Callable[[Path, nn.Module], Any] = sec
     assert snapshot(model) == before
 
 
+LIBRARY = "damaged, truncated or no safetensors file"  # what the safetensors library refuses by itself
+
+
+def refused_by_the_library(path: Path) -> None:
+    with pytest.raises(SafetensorError), safe_open(path, framework="pt"):
+        pass
+
+
 def parent_load(path: Path, model: nn.Module) -> None:
     load_weights(model, path)
 
@@ -114,17 +123,23 @@ def flipped(data: bytes, bit: int) -> bytes:
     return bytes(changed)
 
 
+def twice(data: bytes, name: str) -> bytes:
+    """The same said of something once more, at the end of the header."""
+    header, data = split(data)
+    return joined(f"{json.dumps(header)[:-1]}, {json.dumps({name: header[name]})[1:]}".encode(), data)
+
+
 # -- files that are no safetensors file, for both ways to load --------------------------------------------------------
 
 RAW: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "empty": (lambda good: b"", "it has 0 bytes"),
-    "seven bytes": (lambda good: good[:7], "it has 7 bytes"),
-    "header length alone": (lambda good: good[:8], "only 0 are there"),
-    "header cut": (lambda good: good[:100], "only 92 are there"),
-    "data cut": (lambda good: good[:-1], "truncated.* bytes of data instead of"),
-    "no data": (lambda good: good[: -len(split(good)[1])], "0 bytes of data instead of"),
-    "data twice": (lambda good: good + split(good)[1], "bytes of data instead of"),
-    "something behind": (lambda good: good + b"#!/bin/sh", "bytes of data instead of"),
+    "empty": (lambda good: b"", "in its header"),
+    "seven bytes": (lambda good: good[:7], "in its header"),
+    "header length alone": (lambda good: good[:8], "in its header"),
+    "header cut": (lambda good: good[:100], "in its header"),
+    "data cut": (lambda good: good[:-1], LIBRARY),
+    "no data": (lambda good: good[: -len(split(good)[1])], LIBRARY),
+    "data twice": (lambda good: good + split(good)[1], LIBRARY),
+    "something behind": (lambda good: good + b"#!/bin/sh", LIBRARY),
     "header length zero": (lambda good: bytes(8) + good[8:], "in its header"),
     "header length one less": (lambda good: (int.from_bytes(good[:8], "little") - 9).to_bytes(8, "little") + good[8:],
                                "in its header"),
@@ -138,17 +153,20 @@ RAW: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "zeros": (lambda good: bytes(4096), "no safetensors file"),
     "deep lists": (lambda good: joined(b"[" * 10**5, b""), "nested too deeply"),
     "deep objects": (lambda good: joined(b'{"a":' * 20000, b""), "nested too deeply"),
-    "deep tensor": (lambda good: joined(b'{"a":' + b"[" * 500 + b"]" * 500 + b"}", b""), "no known type"),
-    "many lists": (lambda good: joined(b"[" + b"[]," * 40000 + b"[]]", b""), "an object was expected"),
-    "many objects": (lambda good: joined(b"[" + b"{}," * 40000 + b"{}]", b""), "an object was expected"),
-    "many tensors": (lambda good: joined({f"t{i}": 1 for i in range(9000)}, b""), "type, shape and place of t0"),
+    "deep tensor": (lambda good: joined(b'{"a":' + b"[" * 500 + b"]" * 500 + b"}", b""), LIBRARY),
+    "many lists": (lambda good: joined(b"[" + b"[]," * 40000 + b"[]]", b""), LIBRARY),
+    "many objects": (lambda good: joined(b"[" + b"{}," * 40000 + b"{}]", b""), LIBRARY),
+    "many tensors": (lambda good: joined({f"t{i}": 1 for i in range(9000)}, b""), LIBRARY),
     "header not UTF-8": (lambda good: joined(b'{"\xff\xfe": 1}', b""), "utf-8"),
     "header in UTF-16": (lambda good: joined('{"a": 1}'.encode("utf-16"), b""), "no safetensors file"),
-    "header a list": (lambda good: joined([], b""), "an object was expected"),
-    "header a number": (lambda good: joined(b"7", b""), "an object was expected"),
+    "header a list": (lambda good: joined([], b""), LIBRARY),
+    "header a number": (lambda good: joined(b"7", b""), LIBRARY),
     "header NaN": (lambda good: joined(b"NaN", b""), "not NaN"),
     "header a huge number": (lambda good: joined(b"9" * 10**5, b""), "whole number was expected, not 999"),
     "tensor twice": (lambda good: good.replace(b'"a.bias"', b'"b.bias"', 1), "b.bias comes twice"),
+    "tensor twice, the same": (lambda good: twice(good, "b.bias"), "b.bias comes twice"),
+    "metadata twice": (lambda good: twice(good, "__metadata__"), "__metadata__ comes twice"),
+    "text twice": (lambda good: joined(b'{"__metadata__":{"plan":"","plan":""}}', b""), "plan comes twice"),
     "no tensors": (lambda good: joined({"__metadata__": split(good)[0]["__metadata__"]}, b""), "missing in the file"),
 }  # fmt: skip
 
@@ -160,6 +178,8 @@ def test_what_is_no_safetensors_file_is_refused(name: str, tmp_path: Path, prune
     refused(tmp_path / "bad", words, parent_load)
     (tmp_path / "bad").write_bytes(change(pruned))
     refused(tmp_path / "bad", "without a plan|" + words)
+    if words == LIBRARY:
+        refused_by_the_library(tmp_path / "bad")
 
 
 # -- headers that lie, for both ways to load --------------------------------------------------------------------------
@@ -182,50 +202,50 @@ def renamed(name: str) -> Callable[[dict[str, Any]], None]:
 
 
 HEADERS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "missing tensor": (lambda header: header.pop("bn.weight"), "missing in the file: bn.weight"),
-    "extra tensor": (lambda header: header.update(virus=header["a.bias"]), "not in the network: virus"),
+    "missing tensor": (lambda header: header.pop("bn.weight"), LIBRARY),
+    "extra tensor": (lambda header: header.update(virus=header["a.bias"]), LIBRARY),
     "path as a name": (renamed("../../etc/passwd"), r"not in the network: \.\./\.\./etc/passwd"),
     "orders to a terminal": (renamed("\x1b[2J\n\r\0"), r"not in the network: '\\x1b\[2J"),
-    "half a character": (renamed("\ud800"), r"not in the network: '\\ud800'"),
+    "half a character": (renamed("\ud800"), LIBRARY),
     "right-to-left name": (renamed("\u202egnp"), r"not in the network: '\\u202egnp'"),
     "endless name": (renamed("a" * 10**5), "not in the network: aaaa"),
     "no name": (renamed(""), "not in the network: "),
-    "shape of terabytes": (told(shape=[10**6, 10**6]), "of another shape: a.weight"),
-    "shape of terabytes and its data": (told(shape=[10**12], data_offsets=[0, 4 * 10**12]), "of another shape"),
+    "shape of terabytes": (told(shape=[10**6, 10**6]), LIBRARY),
+    "shape of terabytes and its data": (told(shape=[10**12], data_offsets=[0, 4 * 10**12]), LIBRARY),
     "shape beyond 64 bits": (told(shape=[10**25]), "whole number was expected, not 1000"),
-    "shape that overflows to the right size": (told(shape=[2**32, 2**32, 3]), "of another shape"),
-    "empty shape of much": (told(shape=[0, 10**17]), "of another shape"),
-    "shape of many dimensions": (told(shape=[1] * 30000), "of another shape"),
-    "negative shape": (told(shape=[-4, -3, 1, 1]), "no known type, shape and place of a.weight"),
+    "shape that overflows to the right size": (told(shape=[2**32, 2**32, 3]), LIBRARY),
+    "empty shape of much": (told(shape=[0, 10**17]), LIBRARY),
+    "shape of many dimensions": (told(shape=[1] * 30000), LIBRARY),
+    "negative shape": (told(shape=[-4, -3, 1, 1]), LIBRARY),
     "fractional shape": (told(shape=[4.0, 3, 1, 1]), "whole number was expected, not 4.0"),
     "infinite shape": (told(shape=[float("inf")]), "not Infinity"),
-    "boolean shape": (told(shape=[True, True]), "no known type, shape"),
-    "shape of texts": (told(shape=["4", "3"]), "no known type, shape"),
-    "shape a text": (told(shape="43"), "no known type, shape"),
-    "shape an object": (told(shape={"4": 3}), "no known type, shape"),
-    "no shape": (lambda header: header["a.weight"].pop("shape"), "no known type, shape"),
-    "half precision": (told(dtype="F16"), "of another type: a.weight F16 instead of F32"),
+    "boolean shape": (told(shape=[True, True]), LIBRARY),
+    "shape of texts": (told(shape=["4", "3"]), LIBRARY),
+    "shape a text": (told(shape="43"), LIBRARY),
+    "shape an object": (told(shape={"4": 3}), LIBRARY),
+    "no shape": (lambda header: header["a.weight"].pop("shape"), LIBRARY),
+    "half precision": (told(dtype="F16"), LIBRARY),
     "integers": (told(dtype="I32"), "of another type: a.weight I32 instead of F32"),
-    "unknown type": (told(dtype="PICKLE"), "no known type, shape and place of a.weight"),
-    "type of Python": (told(dtype="torch.float32"), "no known type"),
-    "type a list": (told(dtype=["F32"]), "no known type"),
-    "tensor a list": (lambda header: header.update({"a.weight": []}), "no known type"),
-    "tensor null": (lambda header: header.update({"a.weight": None}), "no known type"),
-    "more said of a tensor": (told(hook="import os"), "no known type"),
-    "data before the file": (moved(-10**6), "no known type"),
-    "data behind the file": (moved(10**9), "from byte"),
-    "data at the end of all": (moved(10**17), "from byte"),
-    "overlapping data": (moved(4), "from byte"),
+    "unknown type": (told(dtype="PICKLE"), LIBRARY),
+    "type of Python": (told(dtype="torch.float32"), LIBRARY),
+    "type a list": (told(dtype=["F32"]), LIBRARY),
+    "tensor a list": (lambda header: header.update({"a.weight": []}), LIBRARY),
+    "tensor null": (lambda header: header.update({"a.weight": None}), LIBRARY),
+    "more said of a tensor": (told(hook="import os"), "not just the type, shape and place of a.weight"),
+    "data before the file": (moved(-10**6), LIBRARY),
+    "data behind the file": (moved(10**9), LIBRARY),
+    "data at the end of all": (moved(10**17), LIBRARY),
+    "overlapping data": (moved(4), LIBRARY),
     "shared data": (
-        lambda header: header["bn.bias"].update(data_offsets=header["bn.weight"]["data_offsets"]), "from byte"
+        lambda header: header["bn.bias"].update(data_offsets=header["bn.weight"]["data_offsets"]), LIBRARY
     ),
-    "data backwards": (lambda header: header["a.weight"]["data_offsets"].reverse(), "from byte"),
-    "data too short": (told(data_offsets=[0, 4]), "from byte"),
-    "three places": (told(data_offsets=[0, 4, 8]), "no known type"),
-    "places as booleans": (told(data_offsets=[False, True]), "no known type"),
-    "metadata a list": (lambda header: header.update(__metadata__=[]), "metadata"),
-    "metadata of numbers": (lambda header: header["__metadata__"].update(secateur=1), "metadata"),
-    "metadata of objects": (lambda header: header["__metadata__"].update(plan={"removed": {}}), "metadata"),
+    "data backwards": (lambda header: header["a.weight"]["data_offsets"].reverse(), LIBRARY),
+    "data too short": (told(data_offsets=[0, 4]), LIBRARY),
+    "three places": (told(data_offsets=[0, 4, 8]), LIBRARY),
+    "places as booleans": (told(data_offsets=[False, True]), LIBRARY),
+    "metadata a list": (lambda header: header.update(__metadata__=[]), LIBRARY),
+    "metadata of numbers": (lambda header: header["__metadata__"].update(secateur=1), LIBRARY),
+    "metadata of objects": (lambda header: header["__metadata__"].update(plan={"removed": {}}), LIBRARY),
     "checksum of another file": (lambda header: header["__metadata__"].update({DIGEST: "0" * 64}), "checksum"),
     "checksum that is none": (lambda header: header["__metadata__"].update({DIGEST: ""}), "checksum"),
 }  # fmt: skip
@@ -242,6 +262,33 @@ def test_headers_that_lie_are_refused(
     change(header)
     (tmp_path / "bad").write_bytes(joined(header, data))
     refused(tmp_path / "bad", words, load)
+    if words == LIBRARY:
+        refused_by_the_library(tmp_path / "bad")
+
+
+OTHERS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = {
+    "missing tensor": (lambda tensors: tensors.pop("bn.weight"), "missing in the file: bn.weight"),
+    "extra tensor": (lambda tensors: tensors.update(virus=torch.ones(2)), "not in the network: virus"),
+    "half precision": (
+        lambda tensors: tensors.update({"b.bias": torch.ones(2).half()}), "of another type: b.bias F16 instead of F32"
+    ),
+    "another shape": (lambda tensors: tensors.update({"b.bias": torch.ones(3)}), r"of another shape: b.bias \(3,\)"),
+    "no shape": (lambda tensors: tensors.update({"b.bias": torch.ones(())}), r"of another shape: b.bias \(\)"),
+    "empty shape of much": (lambda tensors: tensors.update({"b.bias": torch.ones(0, 10**15)}), "of another shape"),
+    "shape of many dimensions": (lambda tensors: tensors.update({"b.bias": torch.ones([1] * 60)}), "of another shape"),
+    "nothing": (lambda tensors: tensors.clear(), "missing in the file: .* and 4 more"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_tensors_of_other_networks_are_refused(name: str, tmp_path: Path) -> None:
+    change, words = OTHERS[name]
+    metadata = {"secateur": "1", "plan": RESULT.plan.to_json()}
+    for network, load in ((RESULT.model, secateur.load), (mini(), parent_load)):
+        tensors = dict(network.state_dict())
+        change(tensors)
+        save_file(tensors, tmp_path / "bad", metadata)
+        refused(tmp_path / "bad", words, load)
 
 
 # -- plans ------------------------------------------------------------------------------------------------------------
@@ -430,6 +477,27 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path, pruned: bytes) -
     refused(tmp_path / "bad", "can't be read")
 
 
+CHANGES: dict[str, tuple[Callable[[Path, bytes], Any], str]] = {
+    "cut short": (lambda path, good: os.truncate(path, len(good) - 20), LIBRARY),
+    "written to": (lambda path, good: path.write_bytes(good), "changed while it was read"),
+    "longer": (lambda path, good: path.write_bytes(good + b"x"), "changed while it was read"),
+    "exchanged": (lambda path, good: _written(path.parent, good).replace(path), "changed while it was read"),
+    "removed": (lambda path, good: path.unlink(), "can't be read"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_file_that_changes_while_it_is_read_is_refused(name: str, tmp_path: Path, parent: bytes) -> None:
+    change, words = CHANGES[name]
+    bad, expected = tmp_path / "bad", mini().state_dict()
+    bad.write_bytes(parent)
+    os.utime(bad, (1, 1))
+    with pytest.raises(CheckpointError, match=words), opened(bad, expected) as file:
+        file.check({name: form_of(tensor) for name, tensor in expected.items()}, "Mini")
+        change(bad, parent)
+        assert [file.tensor(name) for name in expected]
+
+
 # -- nothing is executed ----------------------------------------------------------------------------------------------
 
 
@@ -561,6 +629,39 @@ def test_files_of_earlier_versions_still_load(tmp_path: Path) -> None:
     model = mini(9)
     load_weights(model, tmp_path / "parent")
     assert same(model, mini())
+
+
+def test_files_of_other_layouts_with_our_checksum_still_load(tmp_path: Path) -> None:
+    tensors, header, data = mini().state_dict(), {}, b""
+    for name in reversed(tensors):
+        raw = tensors[name].numpy().tobytes()
+        dtype = "I64" if name == "bn.num_batches_tracked" else "F32"
+        header[name] = {"dtype": dtype, "shape": [*tensors[name].shape], "data_offsets": [len(data), len(data + raw)]}
+        data += raw
+    listed = {name: [[e["dtype"], e["shape"]], *e["data_offsets"]] for name, e in header.items()}
+    digest = hashlib.sha256(json.dumps([None, listed], sort_keys=True).encode() + data).hexdigest()
+    (tmp_path / "parent").write_bytes(joined({"__metadata__": {DIGEST: digest}, **header}, data))
+    model = mini(9)
+    load_weights(model, tmp_path / "parent")
+    assert same(model, mini())
+
+
+def test_tensors_that_share_memory_or_are_strided_are_written_whole(tmp_path: Path) -> None:
+    class Views(nn.Module):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            memory = torch.randn(64, generator=torch.Generator().manual_seed(seed))
+            for name, view in {
+                "whole": memory, "part": memory[8:16], "strided": memory[::2], "turned": memory.view(8, 8).T,
+                "one": memory[3], "last": memory.view(1, 2, 4, 8).contiguous(memory_format=torch.channels_last),
+            }.items():  # fmt: skip
+                self.register_buffer(name, view)
+
+    save_weights(tmp_path / "views", Views(1))
+    secateur.save(tmp_path / "saved", Views(1), secateur.Plan({}))
+    with safe_open(tmp_path / "views", framework="pt") as file:
+        assert all(torch.equal(file.get_tensor(name), tensor) for name, tensor in Views(1).state_dict().items())
+    assert same(secateur.load(tmp_path / "saved", Views(2)), Views(1))
 
 
 def test_other_programs_open_the_files(folder: Path) -> None:
