@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import secateur
 from secateur.errors import DataError, MethodError, ModelError, PlanError, VerificationError
 from secateur.plan import plan_of
-from secateur.surgery import constants
+from secateur.surgery.constant_rules import RULES
 
 X = torch.randn(4, 3, 12, 14, generator=torch.Generator().manual_seed(0)).double()
 
@@ -803,7 +803,7 @@ def test_single_precision_networks_are_folded_and_verified_too() -> None:
 
 
 def test_a_wrong_fold_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(constants._RULES, "silu", constants._RULES["clone"])
+    monkeypatch.setitem(RULES, "silu", RULES["clone"])
     model = ready(Chain())
     graph, plan = planned(model)
     with pytest.raises(VerificationError, match="Chain with folded constants is not exact"):

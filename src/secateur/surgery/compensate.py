@@ -26,18 +26,10 @@ from secateur.errors import DataError, MethodError, ModelError, SecateurError, n
 from secateur.graph import Graph, mapped_state, mode_of, run, unwrapped
 from secateur.graph.capture import as_call, detached, first_line
 from secateur.plan import Plan
-from secateur.surgery.consumers import (
-    Carried,
-    Compensated,
-    Consumer,
-    Seat,
-    carried_constant,
-    consumers_of,
-    gone_of,
-    seat_of,
-    write,
-)
+from secateur.surgery.consumers import Carried, Compensated, Consumer, consumers_of
 from secateur.surgery.cut import apply, check
+from secateur.surgery.seats import Seat, carried_constant, seat_of, write
+from secateur.surgery.walk import gone_of
 
 MODES = ("mean", "least_squares")
 _LARGEST = 2**30  # bytes of statistics of one consumer beyond which least squares are not tried

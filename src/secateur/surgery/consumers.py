@@ -1,8 +1,8 @@
-"""Who reads the channels that a plan removes, and where a constant that they contributed can be kept."""
+"""Who reads the channels that a plan removes, and what becomes of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,21 +10,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from secateur.errors import PlanError
-from secateur.graph import Flow, Graph, state_of
-from secateur.graph.capture import Node, Ref
-from secateur.graph.operators import BATCH_NORMS, CONVOLUTIONS
-from secateur.plan import Plan, plan_of
+from secateur.graph import Flow, Graph
+from secateur.graph.capture import Node
+from secateur.graph.operators import CONVOLUTIONS
+from secateur.plan import Plan
+from secateur.surgery.walk import PADS, Walk, channels_gone, is_product, operands
 
-PADS = ("constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
-        "replication_pad2d", "replication_pad3d")  # fmt: skip
-_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv")
 # Forwards that are known to use `bias` if there is one.
-_FORWARDS = {cls.forward for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
-                                     nn.ConvTranspose3d, nn.Linear)}  # fmt: skip
+FORWARDS = {cls.forward for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
+                                    nn.ConvTranspose3d, nn.Linear)}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,57 +140,6 @@ class Consumer:
         return kept
 
 
-class Walk:
-    """Who makes and who reads every value of a recorded run."""
-
-    def __init__(self, flow: Flow) -> None:
-        self.flow = flow
-        self.nodes = flow.capture.nodes
-        self.maker: dict[int, Node] = {}
-        self.readers: dict[int, list[Node]] = {}
-        for node in self.nodes:
-            for out in node.outputs:
-                if out is not None:
-                    self.maker.setdefault(out.value, node)
-            for ref in node.inputs() if node.op != "detach" else ():  # autograd's own copies lead nowhere
-                self.readers.setdefault(ref.value, []).append(node)
-        self.name_of = {value: name for name, value in reversed(flow.capture.names.items())}
-
-    def parameter(self, ref: Any) -> str:
-        """The name of the parameter or buffer that a value is, as it is or transposed; "" if it is none."""
-        if not isinstance(ref, Ref):
-            return ""
-        if ref.value not in self.name_of:
-            maker = self.maker.get(ref.value)
-            if maker is None or maker.op != "t":
-                return ""
-            ref = maker.args[0]
-        return self.name_of.get(ref.value, "")
-
-
-def gone_of(graph: Graph, plan: Plan) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """bool per unit and bool per atom: removed by the plan.
-
-    Raises:
-        PlanError: the plan was not made for this graph.
-    """
-    by_name = {t.name: t for t in graph.tensors}
-    units = np.zeros(graph.units, dtype=bool)
-    for name, dims in plan.removed.items():
-        if name not in by_name or plan.shapes.get(name) != by_name[name].shape:
-            raise PlanError(
-                f"the plan removes slices of {name}, of which the traced {type(graph.model).__name__} has none of that "
-                "shape; make the plan from the same graph: secateur.select(graph, ...)"
-            )
-        for dim, indices in dims.items():
-            units[graph.solution.of_atom[by_name[name].first[dim] + np.asarray(indices)]] = True
-    if plan_of(graph, units).removed != plan.removed:
-        raise PlanError(
-            "the plan removes parts of units of this graph; make the plan from the same graph: secateur.select(...)"
-        )
-    return units, graph.removed_atoms(units)
-
-
 def consumers_of(graph: Graph, model: nn.Module, gone: NDArray[np.bool_]) -> list[Consumer]:
     """Every convolution and matrix product that sums over removed channels, in the order of the network.
 
@@ -221,25 +166,6 @@ def consumers_of(graph: Graph, model: nn.Module, gone: NDArray[np.bool_]) -> lis
         if not consumer.nodes and not consumer.problem:
             consumer.problem = "it does not run in eval mode"
     return list(found.values())
-
-
-def channels_gone(flow: Flow, ref: Ref, dim: int, gone: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """bool per index of a value's dimension: it belongs to a removed atom."""
-    marks = np.zeros(flow.shape(ref)[dim], dtype=bool)
-    for track in flow.get(ref)[dim]:
-        live = track.atoms >= 0
-        marks[live] |= gone[track.atoms[live]]
-    return marks
-
-
-def operands(node: Node) -> tuple[Ref, Ref]:
-    """What a convolution or a matrix product reads: the data and the weight."""
-    first, second = node.args[1:3] if node.op in ("addmm", "baddbmm", "addmv") else node.args[:2]
-    return first, second
-
-
-def is_product(node: Node) -> bool:
-    return node.op in CONVOLUTIONS or node.op in _PRODUCTS
 
 
 def _summed_over(flow: Flow, node: Node, gone: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
@@ -273,7 +199,7 @@ def _problem(walk: Walk, node: Node, module: Any) -> str:
     mine = walk.parameter(weight)
     if not mine or names.get(mine) != names.get(f"{prefix}weight"):
         return "its weight is computed from other tensors"
-    if type(module).forward in _FORWARDS:
+    if type(module).forward in FORWARDS:
         return ""
     maker = walk.maker.get(data.value)
     while maker is not None and maker.module == node.module and maker.op in PADS:
@@ -291,102 +217,3 @@ def _shared(walk: Walk, node: Node) -> str:
     value = walk.flow.capture.names.get(name)
     readers = walk.readers.get(value, []) if value is not None else []
     return next((other.module or str(other.place) for other in readers if other.module != node.module), "")
-
-
-# -- where a constant can be kept -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Seat:
-    """Where a constant added to a consumer's output can be kept.
-
-    Attributes:
-        bias: it goes into the consumer's bias, which is made if there is none.
-        norms: names of the batch norms from whose running means it is subtracted instead.
-        problem: why there is no place for it.
-        cancelled: none is needed: the batch norm behind always subtracts the batch's own mean.
-    """
-
-    bias: bool = False
-    norms: tuple[str, ...] = ()
-    problem: str = ""
-    cancelled: str = ""
-
-    @property
-    def why_not(self) -> str:
-        """Why nothing is changed for a constant; "" if something is."""
-        return self.problem or self.cancelled
-
-
-def seat_of(graph: Graph, consumer: Consumer) -> Seat:
-    """Where a constant added to a consumer's output can be kept.
-
-    With a bias of its own, there. Without one, a batch norm that alone reads the output takes it: in eval mode
-    (y + d - mean) = (y - (mean - d)), and in train mode the batch's mean cancels any constant, while `mean - d` is what
-    the running mean tends to. So nothing is added to the network. Elsewhere a bias is made.
-    """
-    walk = Walk(graph.flows[0])
-    module, names = consumer.module, walk.flow.capture.names
-    prefix = f"{consumer.name}." if consumer.name else ""
-    returned = {values[0] for name, values in walk.flow.capture.calls if name == consumer.name and values}
-    readers = [node for value in returned for node in walk.readers.get(value, [])]
-    norms = [node for node in readers if node.op in BATCH_NORMS and node.args[0].value in returned]
-    alone = bool(norms) and len(norms) == len(readers) and not returned & set(walk.flow.capture.outputs)
-    if alone and not any(isinstance(node.args[3], Ref) for node in norms):
-        return Seat(cancelled=f"{norms[0].module} subtracts the batch's own mean in every mode")
-    if module.bias is not None:
-        value = names.get(f"{prefix}bias")
-        others = [node for node in walk.readers.get(value, []) if node.module != consumer.name] if value else []
-        if value is None or others:
-            used = f"is used by {others[0].module or others[0].place} as well" if others else "is computed"
-            return Seat(problem=f"its bias {used}")
-        return Seat(bias=True)
-    if alone and (found := _running_means(graph, walk, norms, returned)):
-        return Seat(norms=found)
-    if type(module).forward not in _FORWARDS:
-        return Seat(problem=f"it has no bias, and {type(module).__name__}, with a forward of its own, may not use one")
-    return Seat(bias=True)
-
-
-def _running_means(graph: Graph, walk: Walk, norms: Iterable[Node], returned: set[int]) -> tuple[str, ...]:
-    """The modules whose running means those are, if they normalise nothing else."""
-    modules, names = dict(graph.model.named_modules()), walk.flow.capture.names
-    found = []
-    for node in norms:
-        mean = names.get(f"{node.module}.running_mean")
-        mine = isinstance(node.args[3], Ref) and node.args[3].value == mean
-        if not mine or not isinstance(modules.get(node.module), _BatchNorm):
-            return ()
-        if any(reader.args[0].value not in returned for reader in walk.readers[node.args[3].value]):
-            return ()
-        found.append(node.module)
-    return tuple(dict.fromkeys(found))
-
-
-def carried_constant(
-    small: nn.Module, consumer: Consumer, seat: Seat, constant: Tensor
-) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of the cut network that take a constant, and their values in float64.
-
-    Args:
-        small: the cut network; a bias is made in it where the seat asks for one.
-        constant: float64 (kept outputs,), what is to be added to the consumer's output.
-    """
-    state, prefix = state_of(small), f"{consumer.name}." if consumer.name else ""
-    if seat.bias:
-        module: Any = small.get_submodule(consumer.name)
-        if module.bias is None:
-            module.bias = nn.Parameter(torch.zeros_like(constant, dtype=module.weight.dtype).to(module.weight.device))
-            state[f"{prefix}bias"] = module.bias
-        yield f"{prefix}bias", state[f"{prefix}bias"].detach().double() + constant.to(module.weight.device)
-    for norm in seat.norms:
-        mean = state[f"{norm}.running_mean"]
-        yield f"{norm}.running_mean", mean.detach().double() - constant.to(mean.device)
-
-
-def write(small: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Put values into a network's tensors, in their own types."""
-    state = state_of(small)
-    with torch.no_grad():
-        for name, value in values.items():
-            state[name].copy_(value)
