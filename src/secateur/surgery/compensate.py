@@ -14,18 +14,16 @@ A channel that goes takes its share of every consumer's output along. Part of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from secateur.errors import DataError, MethodError, ModelError, SecateurError, nearest
-from secateur.graph import Graph, mapped_state, mode_of, run, unwrapped
-from secateur.graph.capture import as_call, detached, first_line
+from secateur.errors import MethodError, nearest
+from secateur.graph import Graph, unwrapped
 from secateur.plan import Plan
+from secateur.surgery.calibration import Statistics, inputs_of, observe
 from secateur.surgery.consumers import Carried, Compensated, Consumer, consumers_of
 from secateur.surgery.cut import apply, check
 from secateur.surgery.seats import Seat, carried_constant, seat_of, write
@@ -34,7 +32,6 @@ from secateur.surgery.walk import gone_of
 MODES = ("mean", "least_squares")
 _LARGEST = 2**30  # bytes of statistics of one consumer beyond which least squares are not tried
 _ENOUGH = 10  # positions for each kept channel, with fewer of which a regression learns their noise
-_DEAD = 1e-12  # a channel whose variance is below this share of its mean square is constant: nothing to regress on
 
 
 def compensate(
@@ -108,7 +105,7 @@ def compensate(
         if not c.problem and (mode == "least_squares" or not seats[c.name].why_not)
     }
     if statistics:
-        _observe(model, statistics, _inputs(data, graph.example_inputs, batches))
+        observe(model, statistics, inputs_of(data, graph.example_inputs, batches))
     small = apply(model, plan)
     carried, values = [], dict[str, Tensor]()
     for consumer in found:
@@ -122,68 +119,6 @@ def compensate(
             values.update(new)
     write(small, values)
     return Compensated(small, plan, tuple(carried))
-
-
-class Statistics:
-    """Sums over a consumer's input in float64: count, sum per channel, and sum of products of channels.
-
-    Shapes: `total` (groups, inputs / groups), `product` (groups, inputs / groups, inputs / groups).
-    """
-
-    def __init__(self, consumer: Consumer, *, products: bool) -> None:
-        self.consumer = consumer
-        self.products = products
-        self.count = 0
-        self.total = torch.zeros(0)
-        self.product = torch.zeros(0)
-
-    def add(self, x: Tensor) -> None:
-        """Take in one input (N, C, ...) of a convolution, also without N, or (..., C) of a linear layer."""
-        groups = self.consumer.groups
-        if isinstance(self.consumer.module, nn.Linear):
-            samples: Iterable[Tensor] = (x.reshape(-1, x.shape[-1]).T,)
-        else:
-            samples = x if x.dim() == self.consumer.module.weight.dim() else (x,)
-        for sample in samples:  # one by one: a whole batch in float64 can take more memory than the network itself
-            values = sample.detach().double().reshape(groups, sample.shape[0] // groups, -1)
-            if self.count == 0:
-                self.total = values.new_zeros(values.shape[:2])
-                self.product = values.new_zeros((*values.shape[:2], values.shape[1] if self.products else 0))
-            self.count += values.shape[2]
-            self.total += values.sum(dim=2)
-            if self.products:
-                self.product += values @ values.mT
-
-    def mean(self) -> Tensor:
-        """Per channel, (groups, inputs / groups).
-
-        Raises:
-            DataError: it is not finite.
-        """
-        if not (torch.isfinite(self.total).all() and torch.isfinite(self.product).all()):
-            raise DataError(
-                f"the input of {self.consumer.name} is not finite on the calibration batches; "
-                "look for NaN or infinite values in the data and in the network"
-            )
-        return self.total.cpu() / self.count
-
-    def reconstruction(self, ridge: float) -> tuple[Tensor, Tensor]:
-        """R (groups, removed, kept) and b (groups, removed) of the ridge regression x_removed ~ R x_kept + b.
-
-        The ridge is relative to each kept channel's variance, so that scaling a channel changes nothing.
-        """
-        mean = self.mean()
-        square = self.product.cpu() / self.count
-        covariance = square - mean[:, :, None] * mean[:, None, :]
-        removed = torch.from_numpy(self.consumer.removed)
-        variance, power = (m.diagonal(dim1=1, dim2=2)[:, ~removed] for m in (covariance, square))
-        alive = variance > _DEAD * power
-        scale = torch.where(alive, variance, 1).rsqrt() * alive
-        inside = covariance[:, ~removed][:, :, ~removed] * scale[:, :, None] * scale[:, None, :]
-        across = covariance[:, ~removed][:, :, removed] * scale[:, :, None]
-        solved = torch.linalg.solve(inside + ridge * torch.eye(scale.shape[1], dtype=scale.dtype), across)
-        factors = (solved * scale[:, :, None]).mT
-        return factors, mean[:, removed] - (factors @ mean[:, ~removed, None])[..., 0]
 
 
 def _no_regression(consumer: Consumer) -> str:
@@ -223,59 +158,3 @@ def _adjusted(
         constant = torch.einsum("gort,gr->go", kernel[:, :, removed], intercept) / consumer.outputs_of_a_tap
         values.update(carried_constant(small, consumer, seat, constant[kept]))
     return values, "; ".join(notes)
-
-
-def _observe(model: nn.Module, statistics: Mapping[str, Statistics], inputs: Iterator[Any]) -> None:
-    """Run the network on every batch in eval mode, with copies of its tensors, and watch the consumers' inputs."""
-    modules = dict(model.named_modules())
-    hooks = [
-        modules[name].register_forward_pre_hook(_watching(measured), with_kwargs=True)
-        for name, measured in statistics.items()
-    ]
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    state = mapped_state(model, detached)
-    number = 0
-    try:
-        with mode_of(model, False), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            for number, batch in enumerate(inputs, start=1):
-                moved = pytree.tree_map(lambda t: t.to(device, copy=True) if isinstance(t, Tensor) else t, batch)
-                try:
-                    run(model, state, moved)
-                except SecateurError:
-                    raise
-                except Exception as error:  # whatever the network's own code raises
-                    raise ModelError(
-                        f"{type(model).__name__} fails on calibration batch {number}: {type(error).__name__}: "
-                        f"{first_line(error)}; expected are inputs as for secateur.trace, or pairs (inputs, target)"
-                    ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if number == 0:
-        raise DataError("the calibration data is empty; at least one batch of inputs is needed")
-
-
-def _watching(measured: Statistics) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        measured.add(args[0] if args else kwargs["input"])
-
-    return hook
-
-
-def _inputs(data: Iterable[Any], example_inputs: Any, batches: int | None) -> Iterator[Any]:
-    """The inputs of each batch, without its target.
-
-    A pair is (inputs, target), unless the network itself takes two arguments and the first is no container of both.
-    """
-    if isinstance(data, (Tensor, Mapping, str)) or not isinstance(data, Iterable):
-        raise DataError(
-            f"the calibration data is a {type(data).__name__}; expected is an iterable of batches, such as a data "
-            "loader, or a list of inputs"
-        )
-    arguments = as_call(example_inputs)[0]
-    for item in islice(data, batches):
-        pair = isinstance(item, (tuple, list)) and len(item) == 2
-        if pair and (len(arguments) != 2 or isinstance(item[0], (tuple, list, Mapping))):
-            yield item[0]
-        else:
-            yield item
