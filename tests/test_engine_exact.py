@@ -107,19 +107,31 @@ def test_a_wrong_cut_is_found_out() -> None:
     assert not secateur.verify(model, secateur.apply(model, wrong), result.plan, x).ok
 
 
-def test_a_constant_that_depends_on_the_width_is_kept_with_the_reason() -> None:
-    """Python reads a channel count: no operator shows it, so only the verification can find it."""
+class Scaled(nn.Module):
+    """Multiplies by a number that Python computes from a channel count."""
 
-    class Scaled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.c = zoo.conv_bn(3, 8), zoo.conv_bn(8, 8), nn.Conv2d(8, 5, 1)
+    def __init__(self, hidden: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.c = zoo.conv_bn(3, 8), zoo.conv_bn(8, 8), nn.Conv2d(8, 5, 1)
+        self.hidden = hidden
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y = self.a(x)
-            return self.c(self.b(y * y.shape[1] ** -0.5))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        number = y.shape[1] ** -0.5
+        return self.c(self.b(y * (torch.tensor(number) if self.hidden else number)))
 
-    model = zoo.randomise(Scaled())
+
+def test_a_number_computed_from_the_width_is_seen_in_the_trial() -> None:
+    model = zoo.randomise(Scaled(hidden=False))
+    group = next(g for g in secateur.trace(model, zoo.example()).groups if g.name == "a.0")
+    assert "a size is written in the code: mul with" in group.pinned
+    result = secateur.prune(model, zoo.example(), method="random", pruning_ratio=0.4)
+    assert result.report.ok and not any("failed verification" in text for text in result.warnings)
+    assert any(name.startswith("b.") for name in result.plan.removed)
+
+
+def test_one_hidden_in_a_tensor_is_found_by_the_verification() -> None:
+    model = zoo.randomise(Scaled(hidden=True))
     result = secateur.prune(model, zoo.example(), method="random", pruning_ratio=0.4)
     assert result.report.ok
     assert any("a.0 was kept: failed verification" in text for text in result.warnings)
@@ -217,7 +229,7 @@ def test_when_verification_refuses_everything_the_reasons_say_so() -> None:
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             y = self.a(x)
-            return self.c(y / y.shape[1])
+            return self.c(y / torch.tensor(float(y.shape[1])))
 
     with pytest.raises(NothingPrunableError, match=r"a\.0 \(8 units\): failed verification: relative error"):
         secateur.prune(zoo.randomise(Scaled()), zoo.example(), method="l1", pruning_ratio=0.5)

@@ -4,9 +4,11 @@ from secateur.graph.attributes import output_dim
 from secateur.graph.capture import Place, mapped_state, mode_of, run, state_of, tensors_in, twice, unwrapped
 from secateur.graph.couplings import Coupling
 from secateur.graph.flow import FIXED, Flow, Track
+from secateur.graph.guilt import find_guilty
 from secateur.graph.matching import match_groups
 from secateur.graph.network import Graph, Group
-from secateur.graph.trace import find_guilty, numbers_set, trace
+from secateur.graph.trace import trace
+from secateur.graph.trial import numbers_set
 from secateur.graph.units import TensorInfo
 
 __all__ = [

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.parametrize import ParametrizationList
 
 from secateur.graph.flow import Atoms, Flow
-from secateur.graph.units import AtomTable
+from secateur.graph.units import AtomTable, TensorInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +27,27 @@ class Number:
     each: int = 1
 
 
+def values_after(numbers: Sequence[Number], gone: NDArray[np.bool_]) -> dict[str, dict[str, int]]:
+    """Module -> attribute -> value, for the numbers that change when atoms go (bool per atom)."""
+    out: dict[str, dict[str, int]] = {}
+    for number in numbers:
+        atoms = number.atoms[number.atoms >= 0]
+        lost = int(gone[atoms].sum())
+        if lost:
+            value = (len(number.atoms) - lost) * number.times // number.each
+            out.setdefault(number.module, {})[number.attribute] = value
+    return out
+
+
 def output_dim(modules: Mapping[str, nn.Module], tensor: str) -> int:
     """The dimension of a tensor that counts what its module makes."""
     module, _, name = tensor.rpartition(".")
     return 1 if name == "weight" and isinstance(modules.get(module), _ConvTransposeNd) else 0
+
+
+def _spellings(role: str) -> list[str]:
+    """What a layer's tensor may be called: itself, the originals under a parametrisation, those of the old norms."""
+    return [role, *(f"parametrizations.{role}.original{i}" for i in ("", "0", "1")), f"{role}_v", f"{role}_orig"]
 
 
 def _own(module: nn.Module, name: str, role: str, table: dict[str, int], shapes: AtomTable) -> int | None:
@@ -37,14 +56,8 @@ def _own(module: nn.Module, name: str, role: str, table: dict[str, int], shapes:
     if tensor is None:
         return None
     prefix = f"{name}." if name else ""
-    candidates = [
-        f"{prefix}{role}",
-        *(f"{prefix}parametrizations.{role}.original{i}" for i in ("", "0", "1")),
-        f"{prefix}{role}_v",
-        f"{prefix}{role}_orig",
-    ]
-    for candidate in candidates:
-        number = table.get(candidate)
+    for candidate in _spellings(role):
+        number = table.get(f"{prefix}{candidate}")
         if number is not None and shapes.tensors[number].shape == tuple(tensor.shape):
             return number
     return None
@@ -69,16 +82,51 @@ def numbers_of(model: nn.Module, table: AtomTable) -> Iterator[Number]:
 
 
 def numbers_of_calls(flows: Sequence[Flow], modules: Mapping[str, nn.Module]) -> Iterator[Number]:
-    """The numbers of normalisations that keep no tensor of their own, from the channels that passed through them."""
+    """The numbers of layers that keep no tensor of their shape: normalisations without any, from the channels that
+    passed through them; layers with a parametrised weight, from the weight that was computed."""
     for flow in flows:
         for name, values in flow.capture.calls:
             module = modules[name]
+            if values and isinstance(module, ParametrizationList):
+                yield from _numbers_of_weight(flow, name, values[0], modules)
             if not values or not isinstance(module, (_NormBase, nn.GroupNorm)):
                 continue
             attribute = "num_features" if isinstance(module, _NormBase) else "num_channels"
             for track in (track for dim in flow.layouts.get(values[0], []) for track in dim):
                 if track.live and len(track.atoms) == getattr(module, attribute):
                     yield Number(name, attribute, track.atoms)
+
+
+def _numbers_of_weight(flow: Flow, name: str, value: int, modules: Mapping[str, nn.Module]) -> Iterator[Number]:
+    owner, _, role = name.rpartition("parametrizations.")
+    layer = owner.rstrip(".")
+    for attribute, tensor, dim, times, each in _roles(modules[layer]):
+        layout = flow.layouts.get(value, [])
+        if tensor == role and dim < len(layout) and len(layout[dim]) == 1 and layout[dim][0].live:
+            yield Number(layer, attribute, layout[dim][0].atoms, times, each)
+
+
+def kernels_of(model: nn.Module) -> set[str]:
+    """The weights of torch's convolutions, under every name that a parametrisation gives them."""
+    found: set[str] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, _ConvNd):
+            prefix = f"{name}." if name else ""
+            found.update(f"{prefix}{candidate}" for candidate in _spellings("weight"))
+    return found
+
+
+def partner_of(tensor: TensorInfo, used: Sequence[TensorInfo], modules: Mapping[str, nn.Module]) -> Atoms | None:
+    """The channels that a layer's unused vector (bias, running mean ...) belongs to: those of a tensor that is used."""
+    owner = tensor.name.rpartition(".")[0]
+    if len(tensor.shape) != 1 or not isinstance(modules.get(owner), (_ConvNd, nn.Linear, _NormBase, nn.GroupNorm)):
+        return None
+    for other in used:
+        if other.name.rpartition(".")[0] == owner and other.shape:
+            dim = output_dim(modules, other.name)
+            if other.shape[dim] == tensor.shape[0] and other.first[dim] >= 0:
+                return np.arange(other.first[dim], other.first[dim] + tensor.shape[0])
+    return None
 
 
 def _roles(module: nn.Module) -> Iterator[tuple[str, str, int, int, int]]:

@@ -113,7 +113,7 @@ class Flow:
         capture: the recorded run.
         layouts: the layout of every parameter and buffer, by its value in the capture.
         modules: the network's modules by name, for numbers that they keep.
-        choices: for reshapes that leave a choice, the option to take (by node number; 0 if absent).
+        choices: for reshapes that leave a choice, how often another was asked for (by node number; 0 if absent).
     """
 
     capture: Capture
@@ -239,8 +239,9 @@ class Flow:
         return np.where(first >= 0, first, table.max(axis=0))
 
     def choose(self, options: int, atoms: Atoms) -> int:
-        """Which of several exact ways to take at this node."""
-        option = self.choices.get(self.index, 0) % options
+        """Which of several exact ways to take at this node: in order, then once more in reverse, then the first."""
+        asked = self.choices.get(self.index, 0)
+        option = min(asked, 2 * options - 1 - asked) if asked < 2 * options else 0
         self.taken.append(Choice(self.index, options, option, atoms[atoms >= 0]))
         return option
 

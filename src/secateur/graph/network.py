@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from secateur.errors import ModelError, nearest
-from secateur.graph.attributes import Number, output_dim
+from secateur.graph.attributes import Number, output_dim, values_after
 from secateur.graph.capture import Place
 from secateur.graph.couplings import Coupling, couplings
 from secateur.graph.explain import CostOf, explain
@@ -155,15 +155,7 @@ class Graph:
 
     def numbers_after(self, removed: NDArray[np.bool_]) -> dict[str, dict[str, int]]:
         """Module -> attribute -> value, for those that change."""
-        gone = self.removed_atoms(removed)
-        out: dict[str, dict[str, int]] = {}
-        for number in self.numbers:
-            atoms = number.atoms[number.atoms >= 0]
-            lost = int(gone[atoms].sum())
-            if lost:
-                value = (len(number.atoms) - lost) * number.times // number.each
-                out.setdefault(number.module, {})[number.attribute] = value
-        return out
+        return values_after(self.numbers, self.removed_atoms(removed))
 
     @cached_property
     def couplings(self) -> tuple[Coupling, ...]:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from secateur.errors import ModelError
 from secateur.graph import capture as capturing
-from secateur.graph.attributes import Number, numbers_of, numbers_of_calls
-from secateur.graph.capture import Capture, Place, capture, mapped_state, mode_of, run, tensors_in, twice, unwrapped
-from secateur.graph.flow import Flow, Pin
+from secateur.graph.attributes import Number, kernels_of, numbers_of, numbers_of_calls, partner_of
+from secateur.graph.capture import Capture, capture, unwrapped
+from secateur.graph.flow import Choice, Equality, Flow, Pin
+from secateur.graph.following import following
 from secateur.graph.network import Graph
+from secateur.graph.operators import CONVOLUTIONS
 from secateur.graph.rules import RULES
+from secateur.graph.trial import Trial
 from secateur.graph.units import AtomTable, number_atoms, solve
 
 
@@ -44,16 +44,23 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     table = _table(model, captures)
     pins: list[Pin] = []
     choices: dict[tuple[bool, int], int] = {}
+    told: list[Number] = []
     while True:
-        graph = _solved(model, example_inputs, captures, table, choices, pins, notes)
-        guilty = _guilty(graph, meta)
+        graph = _solved(model, example_inputs, captures, table, choices, pins, notes, told)
+        fixed = {number for number, reason in enumerate(graph.solution.reasons) if reason is not None}
+        if _another_choice(graph, fixed, choices):
+            continue
+        trial = Trial(graph, meta)
+        guilty = trial.guilty()
         if not guilty:
             return graph
-        if _another_choice(graph, guilty, choices):
+        numbers = following(trial, guilty, _without_first_choice(graph, guilty, choices))
+        told.extend(number for mine in numbers.values() for number in mine)
+        if _another_choice(graph, guilty.keys() - numbers.keys(), choices) or numbers:
             continue
-        for group, (reason, place) in guilty.items():
+        for group, failure in guilty.items():
             atoms = np.flatnonzero(np.isin(graph.solution.of_atom, graph.groups[group].units))
-            pins.append(Pin(atoms, reason, place))
+            pins.append(Pin(atoms, f"a size is written in the code: {failure}", failure.place))
 
 
 def _captures(model: nn.Module, example_inputs: Any) -> tuple[list[Capture], bool, list[str]]:
@@ -81,9 +88,11 @@ def _table(model: nn.Module, captures: Sequence[Capture]) -> AtomTable:
     owner = {captures[0].names[name]: id(tensor) for name, tensor in state.items()}
     order = dict.fromkeys(owner[ref.value] for node in captures[0].nodes for ref in node.inputs() if ref.value in owner)
     order.update(dict.fromkeys(names))  # the unused ones behind
-    return number_atoms(
-        [(names[i][0], tuple(names[i][1:]), tuple(state[names[i][0]].shape), i in parameters) for i in order]
-    )
+    named = [(names[i][0], tuple(names[i][1:]), tuple(state[names[i][0]].shape), i in parameters) for i in order]
+    kernels = kernels_of(model)
+    value_of = {captures[0].names[name]: name for name, *_ in named}
+    used = {value_of.get(node.args[1].value) for node in captures[0].nodes if node.op in CONVOLUTIONS}
+    return number_atoms(named, {name: 2 for name, *_ in named if name in kernels or name in used})
 
 
 def _solved(
@@ -94,6 +103,7 @@ def _solved(
     choices: dict[tuple[bool, int], int],
     pins: Sequence[Pin],
     notes: Sequence[str],
+    told: Sequence[Number],
 ) -> Graph:
     modules = dict(model.named_modules())
     flows = []
@@ -103,10 +113,11 @@ def _solved(
         flow = Flow(run_, layouts, modules, taken)
         flow.walk(RULES)
         flows.append(flow)
+    beside, unused = _unused(modules, table, captures)
     solution = solve(
         table,
-        [pair for flow in flows for pair in flow.equalities],
-        [*pins, *(pin for flow in flows for pin in flow.pins), *_unused(table, captures)],
+        [*(pair for flow in flows for pair in flow.equalities), *beside],
+        [*pins, *(pin for flow in flows for pin in flow.pins), *unused],
         [atoms for flow in flows for atoms in flow.structural],
     )
     numbers = {(n.module, n.attribute): n for n in numbers_of(model, table)}
@@ -115,155 +126,53 @@ def _solved(
             numbers[module, attribute] = Number(module, attribute, atoms, each=each)
     for number in numbers_of_calls(flows, modules):
         numbers.setdefault((number.module, number.attribute), number)
-    return Graph(model, example_inputs, tuple(flows), table, solution, tuple(numbers.values()), tuple(notes))
+    everything = (*numbers.values(), *told)
+    return Graph(model, example_inputs, tuple(flows), table, solution, everything, tuple(notes))
 
 
-def _unused(table: AtomTable, captures: Sequence[Capture]) -> list[Pin]:
-    """Tensors that forward never touches stay as they are."""
+def _unused(
+    modules: Mapping[str, nn.Module], table: AtomTable, captures: Sequence[Capture]
+) -> tuple[list[Equality], list[Pin]]:
+    """Tensors that forward never touches go along with what their layer uses of its own; or they stay as they are."""
     used = set()
     for run_ in captures:
         touched = {ref.value for node in run_.nodes for ref in node.inputs()} | set(run_.outputs)
         used |= {name for name, value in run_.names.items() if value in touched}
-    return [
-        Pin(np.arange(first, first + n), "never used in forward")
-        for t in table.tensors
-        if t.name not in used
-        for first, n in zip(t.first, t.shape, strict=True)
-        if first >= 0
-    ]
+    beside, pins = [], []
+    for tensor in (t for t in table.tensors if t.name not in used):
+        partner = partner_of(tensor, [t for t in table.tensors if t.name in used], modules)
+        for first, n in zip(tensor.first, tensor.shape, strict=True):
+            if partner is not None:
+                beside.append(Equality(np.arange(first, first + n), partner, "tensors of one layer", -1))
+            elif first >= 0:
+                pins.append(Pin(np.arange(first, first + n), "never used in forward"))
+    return beside, pins
 
 
-def _another_choice(graph: Graph, guilty: Iterable[int], choices: dict[tuple[bool, int], int]) -> bool:
-    """Where a reshape left a choice, take the next for the groups that fail; the first again when all have failed."""
+def _another_choice(graph: Graph, groups: Collection[int], choices: dict[tuple[bool, int], int]) -> bool:
+    """Where a reshape left a choice, take the next for these groups; the first again when all have failed twice."""
     changed = False
-    units = {unit for group in guilty for unit in graph.groups[group].units}
-    for flow in graph.flows:
-        for choice in flow.taken:
-            key = (flow.capture.training, choice.node)
-            if choices.get(key, 0) < choice.options and units & set(graph.solution.of_atom[choice.atoms].tolist()):
-                choices[key] = choices.get(key, 0) + 1  # `options` means: back to the first, and no more trying
-                changed = True
+    for key, choice in _choices_of(graph, groups):
+        if choices.get(key, 0) < 2 * choice.options:
+            choices[key] = choices.get(key, 0) + 1
+            changed = True
     return changed
 
 
-# -- the trial: run the network with parts of every group gone --------------------------------------------------------
+def _without_first_choice(graph: Graph, groups: Iterable[int], choices: Mapping[tuple[bool, int], int]) -> list[int]:
+    """Those of the groups for which every option of every reshape has been tried with the code as it is."""
+    return [
+        group
+        for group in groups
+        if all(choices.get(key, 0) >= choice.options for key, choice in _choices_of(graph, [group]))
+    ]
 
 
-def _guilty(graph: Graph, meta: bool) -> dict[int, tuple[str, Place | None]]:
-    """Groups that the network can't run without a part of, with what it said and where: group number -> reason."""
-    free = [g for g, group in enumerate(graph.groups) if group.pinned is None and len(group) > 1]
-    attempt = _Trial(graph, meta)
-    guilty: dict[int, str] = {}
-    for trial in _trials(graph):
-
-        def said(groups: Sequence[int], trial: NDArray[np.bool_] = trial) -> str | None:
-            return attempt(trial & np.isin(graph.solution.group_of, groups))
-
-        find_guilty([group for group in free if group not in guilty], said, guilty)
-    return {
-        group: (f"a size is written in the code: {text}", attempt.places.get(text)) for group, text in guilty.items()
-    }
-
-
-def find_guilty(
-    groups: Sequence[int], said: Callable[[Sequence[int]], str | None], guilty: dict[int, str]
-) -> list[int]:
-    """Bisect groups to those that can't go; returns the ones that can all go together.
-
-    `said` gives None if a set of groups can go and a message if not. Every part is tried together with what is already
-    known to be good, so that groups which only fail in company are found as well.
-    """
-    good: list[int] = []
-    pending: list[Sequence[int]] = [groups]
-    while pending:
-        part = pending.pop()
-        if not part:
-            continue
-        message = said([*good, *part])
-        if message is None:
-            good.extend(part)
-        elif len(part) == 1:
-            guilty[part[0]] = message
-        else:
-            half = len(part) // 2
-            pending.extend([part[half:], part[:half]])
-    return good
-
-
-def _trials(graph: Graph) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Units of every free group to try without, never all of a group; places drawn, the same each time.
-
-    First a third of each. Then another share of each, to find sizes that only agree when two groups shrink alike.
-    """
-    generator = np.random.default_rng(0)
-    third, another = np.zeros(graph.units, dtype=bool), np.zeros(graph.units, dtype=bool)
-    for number, group in enumerate(graph.groups):
-        if group.pinned is None and (size := len(group)) > 1:
-            share = (number + 1) * 0.618034 % 1  # spread evenly, far apart for neighbours
-            third[generator.choice(group.units, size=max(1, size // 3), replace=False)] = True
-            another[generator.choice(group.units, size=1 + int(share * (size - 1)), replace=False)] = True
-    return third, another
-
-
-class _Trial:
-    """Runs the traced network without the given units and compares the shapes of its outputs."""
-
-    def __init__(self, graph: Graph, meta: bool) -> None:
-        self.graph, self.meta = graph, meta
-        self.modules = {id(module): name for name, module in graph.model.named_modules()}
-        self.places: dict[str, Place] = {}  # message -> where it arose
-        self.runs = []
-        for flow in graph.flows:
-            training = flow.capture.training
-            inputs = twice(graph.example_inputs) if training else graph.example_inputs
-            self.runs.append((training, inputs))
-
-    def __call__(self, removed: NDArray[np.bool_]) -> str | None:
-        graph = self.graph
-        slices = {graph.tensors[t].name: dims for t, dims in graph.removed_slices(removed).items()}
-
-        def cut(name: str, tensor: Tensor) -> Tensor:
-            dims = slices.get(name, {})
-            if self.meta:
-                shape = [n - len(dims.get(d, ())) for d, n in enumerate(tensor.shape)]
-                return torch.empty(shape, dtype=tensor.dtype, device="meta", requires_grad=tensor.requires_grad)
-            new = tensor.detach().clone()
-            for d, gone in dims.items():
-                kept = np.setdiff1d(np.arange(tensor.shape[d]), gone)
-                new = new.index_select(d, torch.as_tensor(kept, device=new.device))
-            return new.requires_grad_(tensor.requires_grad)
-
-        for (training, inputs), flow in zip(self.runs, graph.flows, strict=True):
-            state = mapped_state(graph.model, cut)
-            with (
-                mode_of(graph.model, training),
-                numbers_set(graph.model, graph.numbers_after(removed)),
-                torch.random.fork_rng(devices=[]),
-            ):
-                try:
-                    output = run(graph.model, state, capturing.fresh_inputs(inputs, self.meta))
-                except Exception as error:  # whatever the network's own code raises
-                    place = capturing.place_of(error, self.modules)
-                    message = f"{type(error).__name__}: {capturing.first_line(error)}{place.where}"
-                    self.places[message] = place
-                    return message
-            shapes = [tuple(t.shape) for t in tensors_in(output)]
-            expected = [flow.capture.shapes[value] for value in flow.capture.outputs]
-            if shapes != expected:
-                return f"the output's shape becomes {shapes} instead of {expected}"
-        return None
-
-
-@contextmanager
-def numbers_set(model: nn.Module, numbers: dict[str, dict[str, int]]) -> Any:
-    """Module attributes changed for a while."""
-    modules = dict(model.named_modules())
-    before = [(modules[name], key, getattr(modules[name], key)) for name, values in numbers.items() for key in values]
-    try:
-        for name, values in numbers.items():
-            for key, value in values.items():
-                setattr(modules[name], key, value)
-        yield
-    finally:
-        for module, key, value in before:
-            setattr(module, key, value)
+def _choices_of(graph: Graph, groups: Collection[int]) -> Iterator[tuple[tuple[bool, int], Choice]]:
+    """The choices that concern any of the groups, by mode and node."""
+    wanted = np.isin(graph.solution.group_of, list(groups))
+    for flow in graph.flows:
+        for choice in flow.taken:
+            units = graph.solution.of_atom[choice.atoms]
+            if wanted[units[units >= 0]].any():
+                yield (flow.capture.training, choice.node), choice

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ class TensorInfo:
         name: its first name; `aliases` are the others where it is tied.
         shape: its shape.
         parameter: a parameter rather than a buffer.
-        first: its first atom in each dimension, -1 for dimensions of size one, which can't shrink.
+        first: its first atom in each dimension, -1 for those that can't shrink: of size one, or a kernel's.
     """
 
     name: str
@@ -52,13 +52,20 @@ class AtomTable:
         return len(self.tensor)
 
 
-def number_atoms(named: Sequence[tuple[str, tuple[str, ...], tuple[int, ...], bool]]) -> AtomTable:
-    """One atom for every index of every dimension of every tensor (name, aliases, shape, parameter), in order."""
+def number_atoms(
+    named: Sequence[tuple[str, tuple[str, ...], tuple[int, ...], bool]], channels: Mapping[str, int]
+) -> AtomTable:
+    """One atom for every index of every dimension of every tensor (name, aliases, shape, parameter), in order.
+
+    Args:
+        named: the tensors.
+        channels: of some, how many dimensions are channels; the others are a kernel's and never shrink.
+    """
     tensors, columns, at = [], [], 0
     for number, (name, aliases, shape, parameter) in enumerate(named):
         first = []
         for dim, size in enumerate(shape):
-            if size > 1:
+            if size > 1 and dim < channels.get(name, len(shape)):
                 columns.append((number, dim, size))
                 first.append(at)
                 at += size

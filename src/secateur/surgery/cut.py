@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim import Optimizer
 
 from secateur.errors import PlanError, nearest
@@ -50,10 +52,21 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, optimizer: Opt
     for module, values in plan.numbers.items():
         for attribute, value in values.items():
             setattr(modules[module], attribute, value)
+    _recompute(target)
     if optimizer is not None and not inplace:
         new = state_of(target)
         _follow(optimizer, {id(old[name]): new[name] for name in old})
     return target
+
+
+def _recompute(model: nn.Module) -> None:
+    """Old-style weight and spectral norm keep the computed weight, which tells its size, until the next forward."""
+    for module in nn.Module.modules(model):
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, (WeightNorm, SpectralNorm)):
+                options = {"do_power_iteration": False} if isinstance(hook, SpectralNorm) else {}
+                with torch.no_grad():
+                    setattr(module, hook.name, hook.compute_weight(module, **options))
 
 
 def _replace(tensor: Tensor, data: Tensor, gradient: Tensor | None, inplace: bool) -> Tensor:

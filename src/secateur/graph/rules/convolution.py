@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from secateur.graph.capture import Node, Ref
-from secateur.graph.flow import FREE, Dim, Flow, Layout, Track
+from secateur.graph.flow import FREE, Dim, Flow, Track
 from secateur.graph.operators import CONVOLUTIONS
 from secateur.graph.rules.table import rule
 
@@ -16,8 +16,10 @@ def convolution(flow: Flow, node: Node) -> None:
     x, weight, bias = node.args[:3]
     transposed, groups = bool(node.args[6]), int(node.args[8])
     data, kernel = flow.get(x), flow.get(weight)
-    for dim in data[2:]:
-        flow.pin(dim, "a convolution slides along this dimension")
+    still = _still(flow, node)
+    for dim, passes in zip(data[2:], still, strict=True):
+        if not passes:
+            flow.pin(dim, "a convolution slides along this dimension")
     for dim in kernel[2:]:
         for track in dim:
             flow.structural.append(track.atoms)
@@ -33,9 +35,21 @@ def convolution(flow: Flow, node: Node) -> None:
     if bias is not None:
         size = flow.shape(node.outputs[0])[1]  # type: ignore[arg-type]
         out = flow.unify([out, flow.get(bias)[0]], [size, size], "bias of a convolution")
-    # A sample of zeros stays zeros only without a bias.
-    batch: Layout = [tuple(Track(t.atoms, t.zero and bias is None) for t in data[0])]
-    flow.set(node.outputs[0], [*batch, out, *[()] * (len(data) - 2)])
+    # A sample, or a place, of zeros stays zeros only without a bias.
+    batch, *places = [tuple(Track(t.atoms, t.zero and bias is None) for t in dim) for dim in (data[0], *data[2:])]
+    flow.set(node.outputs[0], [batch, out, *(dim if passes else () for dim, passes in zip(places, still, strict=True))])
+
+
+def _still(flow: Flow, node: Node) -> list[bool]:
+    """Per dimension of space: the convolution takes every place for itself (a kernel of one, moved by one)."""
+    space = flow.shape(node.args[1])[2:]
+    strides, paddings, beyond = ([*node.args[i]] for i in (3, 4, 7))
+    # One number may stand for all dimensions.
+    strides, paddings, beyond = (item * len(space) if len(item) == 1 else item for item in (strides, paddings, beyond))
+    return [
+        (size, stride, padding, more) == (1, 1, 0, 0)
+        for size, stride, padding, more in zip(space, strides, paddings, beyond, strict=True)
+    ]
 
 
 def _meet(flow: Flow, a: Track | None, b: Track | None, reason: str) -> None:

@@ -111,6 +111,11 @@ def _maps_summed(flow: Flow, node: Node) -> list[Ref]:
 def products(flow: Flow, node: Node) -> None:
     refs = list(node.inputs())
     division = node.op.rstrip("_") in ("div", "floor_divide", "true_divide") and len(refs) > 1
+    if division:
+        for dim in flow.get(refs[1]):
+            for track in dim:
+                if track.zero:
+                    flow.pin(track, "divided by, though zero when silenced")
     _elementwise(flow, node, "never" if division or "masked" in node.op else "any")
     out = node.outputs[0]
     if division and out is not None and out != refs[0] and flow.shape(out) == flow.shape(refs[0]):

@@ -54,6 +54,24 @@ def add_product(flow: Flow, node: Node) -> None:
     )
 
 
+@rule("_embedding_bag", "_embedding_bag_forward_only", "embedding_bag")
+def embedding_bag(flow: Flow, node: Node) -> None:
+    """weight (vocabulary, width), indices -> (bags, width): sums, means or maxima of rows."""
+    weight, *others = node.inputs()
+    vocabulary, width = flow.get(weight)
+    for track in vocabulary:
+        flow.structural.append(track.atoms)
+    flow.pin(vocabulary, "vocabulary of an embedding")
+    for ref in others:
+        for dim in flow.get(ref):
+            flow.pin(dim, "indices of an embedding")
+    for out in node.outputs:
+        if out is not None:
+            lead = [()] * (len(flow.shape(out)) - 1)
+            channels = flow.shape(out)[-1:] == flow.shape(weight)[-1:]
+            flow.set(out, copied([*lead, width]) if lead and channels else [()] * len(flow.shape(out)))
+
+
 @rule("embedding")
 def embedding(flow: Flow, node: Node) -> None:
     """weight (vocabulary, width), indices (...) -> (..., width)."""

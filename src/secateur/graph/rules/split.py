@@ -15,16 +15,26 @@ def slice_(flow: Flow, node: Node) -> None:
     shape = flow.shape(x)
     d = argument(node, 1, "dim", 0) % len(shape)
     size = shape[d]
-    wanted = slice(argument(node, 2, "start"), argument(node, 3, "end"), argument(node, 4, "step", 1))
-    start, stop, step = wanted.indices(size)
+    first, last = argument(node, 2, "start"), argument(node, 3, "end")
+    start, stop, step = slice(first, last, argument(node, 4, "step", 1)).indices(size)
     layout = list(flow.get(x))
     if (start, stop, step) != (0, size, 1):
         if step != 1:
             flow.pin(layout[d], f"every {step}th element is taken")
-        elif any((track.atoms[start:stop] >= 0).any() for track in layout[d]):  # FREE: about to be written into
+        elif not all(_follows(track, first, last, start, stop) for track in layout[d]):
             flow.sliced(x, d, start, stop)
         layout[d] = tuple(track.view(track.atoms[start:stop:step]) for track in layout[d])
     flow.set(out, layout)
+
+
+def _follows(track: Track, first: int | None, last: int | None, start: int, stop: int) -> bool:
+    """A slice stays right when channels go: it has none, or none stand between its ends and where these count from."""
+    live = track.atoms >= 0
+    if not live[start:stop].any():  # FREE: about to be written into
+        return True
+    begin = live[start:] if first is not None and first < 0 else live[:start]
+    end = live[stop:] if last is None or last < 0 or last >= len(live) else live[:stop]
+    return not (begin.any() or end.any())
 
 
 @rule("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes")

@@ -1,0 +1,253 @@
+"""The trial: run the network with parts of every group gone, and find out which groups its code can't do without."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from secateur.graph import capture as capturing
+from secateur.graph.attributes import Number, values_after
+from secateur.graph.capture import Capture, Place, mapped_state, mode_of, run, tensors_in, twice
+from secateur.graph.guilt import find_guilty
+from secateur.graph.network import Graph
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What the network said to a trial, and where."""
+
+    text: str
+    place: Place
+
+    def __str__(self) -> str:
+        return f"{self.text}{self.place.where}"
+
+
+class Trial:
+    """Runs the traced network without some units, and compares its outputs' shapes and the numbers it computes with.
+
+    Args:
+        graph: the network as labelled.
+        meta: run on meta tensors; otherwise on copies of the real ones.
+    """
+
+    def __init__(self, graph: Graph, meta: bool) -> None:
+        self.graph, self.meta = graph, meta
+        self.modules = dict(graph.model.named_modules())
+        self.names = {id(module): name for name, module in self.modules.items()}
+        self.free = [g for g, group in enumerate(graph.groups) if group.pinned is None and len(group) > 1]
+
+    def guilty(
+        self, groups: Sequence[int] | None = None, company: Sequence[int] = (), numbers: Sequence[Number] = ()
+    ) -> dict[int, Failure]:
+        """Groups that the network can't run without a part of, and what it said; perhaps not yet all of them.
+
+        Args:
+            groups: the groups in question; all that are free if absent.
+            company: groups that go as well, known to be innocent.
+            numbers: more numbers of modules that follow the channels.
+        """
+        guilty: dict[int, Failure] = {}
+        for trial, strict in zip(_draws(self.graph), (False, True), strict=True):
+
+            def said(some: Sequence[int], trial: NDArray[np.bool_] = trial, strict: bool = strict) -> Failure | None:
+                gone = trial & np.isin(self.graph.solution.group_of, [*company, *some])
+                return self.run(gone, numbers, strict)
+
+            find_guilty(self.free if groups is None else groups, said, guilty, self._suspects, self._kin)
+            if guilty:  # the rest shows when these are settled
+                break
+        return guilty
+
+    def run(self, removed: NDArray[np.bool_], numbers: Sequence[Number] = (), strict: bool = False) -> Failure | None:
+        """None if the network runs without the given units and gives outputs of the same shapes.
+
+        Args:
+            removed: bool per unit.
+            numbers: more numbers that follow the channels.
+            strict: also compare every number that tensors are calculated with: one that differs was made from a size.
+        """
+        graph = self.graph
+        slices = {graph.tensors[t].name: dims for t, dims in graph.removed_slices(removed).items()}
+
+        def cut(name: str, tensor: Tensor) -> Tensor:
+            dims = slices.get(name, {})
+            if self.meta:
+                shape = [n - len(dims.get(d, ())) for d, n in enumerate(tensor.shape)]
+                return torch.empty(shape, dtype=tensor.dtype, device="meta", requires_grad=tensor.requires_grad)
+            new = tensor.detach().clone()
+            for d, gone in dims.items():
+                kept = np.setdiff1d(np.arange(tensor.shape[d]), gone)
+                new = new.index_select(d, torch.as_tensor(kept, device=new.device))
+            return new.requires_grad_(tensor.requires_grad)
+
+        values = values_after([*graph.numbers, *numbers], graph.removed_atoms(removed))
+        for flow in graph.flows:
+            training = flow.capture.training
+            inputs = twice(graph.example_inputs) if training else graph.example_inputs
+            seen = _Calculations() if strict else None
+            with mode_of(graph.model, training), numbers_set(graph.model, values):
+                try:
+                    output = self._run(mapped_state(graph.model, cut), inputs, seen)
+                except Exception as error:  # whatever the network's own code raises
+                    place = capturing.place_of(error, self.names)
+                    return Failure(f"{type(error).__name__}: {capturing.first_line(error)}", place)
+            shapes = [tuple(t.shape) for t in tensors_in(output)]
+            expected = [flow.capture.shapes[value] for value in flow.capture.outputs]
+            if shapes != expected:
+                text = f"the output's shape becomes {shapes} instead of {expected}"
+                return Failure(text, Place("", "", ""))
+            other = seen.differs(flow.capture) if seen is not None else None
+            if other is not None and not self._fickle(training, inputs):
+                return other
+        return None
+
+    def _run(self, state: Mapping[str, Tensor], inputs: Any, mode: TorchDispatchMode | None) -> Any:
+        # With gradients on, as in the capture: some modules take other operators without them.
+        with torch.random.fork_rng(devices=[]), torch.enable_grad(), mode or nullcontext():
+            return run(self.graph.model, state, capturing.fresh_inputs(inputs, self.meta))
+
+    def _fickle(self, training: bool, inputs: Any) -> bool:
+        """The network calculates with other numbers in every run (drawn by Python's own generator, or counted)."""
+        capture = next(flow.capture for flow in self.graph.flows if flow.capture.training == training)
+        seen = _Calculations()
+        with mode_of(self.graph.model, training):
+            self._run(
+                mapped_state(self.graph.model, capturing.to_meta if self.meta else capturing.detached), inputs, seen
+            )
+        return seen.differs(capture) is not None
+
+    # -- where to look first ------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _running(self) -> dict[str, set[int]]:
+        """Module -> the groups whose channels its own code handles."""
+        solution, found = self.graph.solution, dict[str, set[int]]()
+        for flow in self.graph.flows:
+            for node in flow.capture.nodes:
+                mine = found.setdefault(node.module, set())
+                for ref in node.inputs():
+                    for dim in flow.get(ref):
+                        for track in dim:
+                            units = solution.of_atom[track.atoms[track.atoms >= 0]]
+                            mine.update(np.unique(solution.group_of[units[units >= 0]]).tolist())
+        return found
+
+    def _suspects(self, failure: Failure, groups: Sequence[int]) -> list[int]:
+        """The groups that run through the module that failed, and those in the same position in others of its kind."""
+        here = self._running.get(failure.place.module, set())
+        named = [group for group in groups if group in here]
+        return [*named, *(other for group in named for other in self._kin(group, failure))]
+
+    def _kin(self, group: int, failure: Failure) -> dict[int, Failure]:
+        """Groups in the same position of modules with the same class and settings as the one that failed."""
+        name = failure.place.module
+        prefix = f"{name}."
+        members = self.graph.groups[group].members
+        if not name or not all(tensor.startswith(prefix) for tensor, _ in members):
+            return {}
+        kind, found = _kind(self.modules[name]), {}
+        for other, module in self.modules.items():
+            if other != name and type(module) is type(self.modules[name]) and _kind(module) == kind:
+                same = frozenset((f"{other}.{tensor.removeprefix(prefix)}", dim) for tensor, dim in members)
+                for number in self._by_members.get(same, ()):
+                    if len(self.graph.groups[number]) == len(self.graph.groups[group]):
+                        found[number] = Failure(failure.text, dataclasses.replace(failure.place, module=other))
+        return found
+
+    @cached_property
+    def _by_members(self) -> dict[frozenset[tuple[str, int]], list[int]]:
+        found: dict[frozenset[tuple[str, int]], list[int]] = {}
+        for number in self.free:
+            found.setdefault(frozenset(self.graph.groups[number].members), []).append(number)
+        return found
+
+
+def _kind(module: nn.Module) -> dict[str, Any]:
+    """The settings of a module: its attributes that are plain values."""
+    plain = (bool, int, float, str, type(None))
+    return {
+        key: value
+        for key, value in vars(module).items()
+        if isinstance(value, plain) or (isinstance(value, tuple) and all(isinstance(item, plain) for item in value))
+    }
+
+
+def _draws(graph: Graph) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Units of every free group to try without, never all of a group; places drawn, the same each time.
+
+    First a third of each. Then another share of each, to find sizes that only agree when two groups shrink alike.
+    """
+    generator = np.random.default_rng(0)
+    third, another = np.zeros(graph.units, dtype=bool), np.zeros(graph.units, dtype=bool)
+    for number, group in enumerate(graph.groups):
+        if group.pinned is None and (size := len(group)) > 1:
+            share = (number + 1) * 0.618034 % 1  # spread evenly, far apart for neighbours
+            third[generator.choice(group.units, size=max(1, size // 3), replace=False)] = True
+            another[generator.choice(group.units, size=1 + int(share * (size - 1)), replace=False)] = True
+    return third, another
+
+
+class _Calculations(TorchDispatchMode):
+    """Writes down the numbers that operators on tensors get: factors, summands, exponents."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[tuple[str, tuple[float, ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        numbers = _numbers(func, args)
+        if numbers:
+            self.made.append((func._schema.name, numbers))
+        return func(*args, **(kwargs or {}))
+
+    def differs(self, capture: Capture) -> Failure | None:
+        """The first operator that got another number than in the capture."""
+        nodes = [(node, numbers) for node in capture.nodes if (numbers := _numbers(node.target, node.args))]
+        if [node.target._schema.name for node, _ in nodes] != [name for name, _ in self.made]:
+            return None  # another way through the code, which the numbers can't be compared along
+        for (node, before), (_, now) in zip(nodes, self.made, strict=True):
+            if before != now:
+                old, new = (
+                    next(a for a, b in zip(x, y, strict=True) if a != b) for x, y in ((before, now), (now, before))
+                )
+                return Failure(f"{node.op} with {new:.6g} for {old:.6g}, which was computed from the size", node.place)
+        return None
+
+
+def _numbers(func: Any, args: Sequence[Any]) -> tuple[float, ...]:
+    """The plain numbers among an operator's arguments that stand for values, not for sizes or places."""
+    return tuple(args[i] for i in _positions(func) if i < len(args) and type(args[i]) in (int, float))
+
+
+@cache
+def _positions(func: Any) -> tuple[int, ...]:
+    kinds = [str(argument.type) for argument in func._schema.arguments]
+    if not kinds or kinds[0] != "Tensor":  # makes a tensor: its numbers are sizes and ends of ranges
+        return ()
+    return tuple(i for i, kind in enumerate(kinds) if kind in ("Tensor", "number", "float") and i > 0)
+
+
+@contextmanager
+def numbers_set(model: nn.Module, numbers: Mapping[str, Mapping[str, int]]) -> Any:
+    """Module attributes changed for a while."""
+    modules = dict(model.named_modules())
+    before = [(modules[name], key, getattr(modules[name], key)) for name, values in numbers.items() for key in values]
+    try:
+        for name, values in numbers.items():
+            for key, value in values.items():
+                setattr(modules[name], key, value)
+        yield
+    finally:
+        for module, key, value in before:
+            setattr(module, key, value)
