@@ -57,8 +57,10 @@ def inputs_of(model: nn.Module, module: str, data: list[Tensor]) -> Tensor:
 
 
 def error(model: nn.Module, small: nn.Module, data: list[Tensor]) -> float:
+    """The squared error of all batches together, which is what compensation makes small, relative to the output."""
     with torch.no_grad():
-        return sum(float((small(x) - model(x)).square().sum() / model(x).square().sum()) for x in data) / len(data)
+        wrong = sum(float((small(x) - model(x)).square().sum()) for x in data)
+        return wrong / sum(float(model(x).square().sum()) for x in data)
 
 
 class Pair(nn.Module):
