@@ -533,6 +533,24 @@ def test_a_real_budget_that_everything_meets_is_measured_and_met() -> None:
     assert 0 < result.budget["achieved"]["latency"] < 1e6 and len(result.plan) == 0
 
 
+# several cuts
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_at_every_step_latency_is_that_of_the_original(inplace: bool) -> None:
+    model, fake = create_model("unet", classes=5, width=8), FakeStopwatch(affine, overhead=0.01)
+    whole, table = fake.true(model, IMAGE), LatencyTable(stopwatch=fake)
+    pruner = secateur.Pruner(model, IMAGE, method="l1")
+    for limit in (0.8, 0.6, 0.45 * whole):
+        budget = {"latency": limit if limit > 1 else min(limit, 1.0)}
+        result = pruner.step(budget=budget, latency_table=table, inplace=inplace)
+        taken = fake.true(result.model, IMAGE)
+        most = limit if limit > 1 else limit * whole
+        assert 0.9 * most <= taken <= most
+        assert result.budget["achieved"]["latency"] == pytest.approx(taken if limit > 1 else taken / whole)
+    assert fake.true(result.graph.model, IMAGE) == pytest.approx(whole)
+
+
 # several processes, recipes, reports
 
 

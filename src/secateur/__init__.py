@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from secateur.allocate import select
+    from secateur.allocate import schedule, select
     from secateur.costs import Cost, cost
     from secateur.errors import SecateurError
     from secateur.graph import Graph, Group, trace
@@ -27,12 +27,12 @@ __version__ = "0.1.0"
 __all__ = [
     "Compensated", "Cost", "Graph", "Group", "Method", "Plan", "Pruner", "Report", "Result", "SecateurError",
     "apply", "compensate", "cost", "create_model", "fold_constants", "list_methods", "list_models", "load", "prune",
-    "save", "score", "select", "trace", "verify",
+    "save", "schedule", "score", "select", "trace", "verify",
 ]  # fmt: skip
 
 # Where each public name lives; it is imported when it is first asked for, so that `secateur --help` needs no torch.
 _HOMES = {
-    "allocate": ("select",),
+    "allocate": ("schedule", "select"),
     "costs": ("Cost", "cost"),
     "errors": ("SecateurError",),
     "graph": ("Graph", "Group", "trace"),

@@ -3,5 +3,6 @@
 from secateur.allocate.allocation import Allocation
 from secateur.allocate.choice import Selection, select, selection
 from secateur.allocate.reasons import outcome, why_nothing
+from secateur.allocate.steps import KINDS, schedule
 
-__all__ = ["Allocation", "Selection", "outcome", "select", "selection", "why_nothing"]
+__all__ = ["KINDS", "Allocation", "Selection", "outcome", "schedule", "select", "selection", "why_nothing"]

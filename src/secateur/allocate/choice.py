@@ -69,7 +69,7 @@ def select(
         CheckpointError: the latency table is damaged.
     """
     allocation = Allocation(pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table)
-    return selection(graph, scores, allocation).plan
+    return selection(graph, scores, allocation, np.zeros(graph.units, dtype=bool)).plan
 
 
 class Selection(NamedTuple):
@@ -79,8 +79,15 @@ class Selection(NamedTuple):
     latency: float | None
 
 
-def selection(graph: Graph, scores: ArrayLike, allocation: Allocation) -> Selection:
-    """As `select`."""
+def selection(graph: Graph, scores: ArrayLike, allocation: Allocation, gone: NDArray[np.bool_]) -> Selection:
+    """As `select`, for a network that some units have left already.
+
+    Args:
+        graph: of the network before anything left it, which all shares refer to.
+        scores: per unit of it.
+        allocation: how much is to be gone in the end, and what may go.
+        gone: bool per unit: in the plan in any case.
+    """
     values = _checked(graph, scores)
     for groups in match_groups(graph, allocation.protect, "protect").values():
         for group in groups:
@@ -90,24 +97,26 @@ def selection(graph: Graph, scores: ArrayLike, allocation: Allocation) -> Select
     for pattern, groups in match_groups(graph, ratios, "ratios").items():
         shares.update(dict.fromkeys(groups, ratios[pattern]))
 
+    already = np.bincount(graph.solution.group_of[gone], minlength=len(graph.groups))
+
     def choose() -> tuple[NDArray[np.bool_], float | None]:
         limits = Limits(graph, budget, allocation.latency_table) if budget is not None else None
         savings = limits.savings() if limits is not None and allocation.scope == "cost" else None
-        chunks = chunks_of(graph, values, allocation, savings)
-        if not any(chunks.values()):
+        chunks = chunks_of(graph, values, allocation, gone, savings)
+        if not any(chunks.values()) and not gone.any():
             raise NothingPrunableError(why_nothing(graph, values))
         fixed = [
             chunk
             for group, share in shares.items()
-            for chunk in within(chunks.pop(group, []), share * len(graph.groups[group]))
+            for chunk in within(chunks.pop(group, []), share * len(graph.groups[group]) - already[group])
         ]
         order = in_order(chunks.values())
         if limits is not None:
-            return limits.meet(fixed, order)
+            return limits.meet(gone, fixed, order)
         others = np.isin(graph.solution.group_of, list(shares), invert=True)
-        removable = int((graph.prunable & np.isfinite(values) & others).sum())
-        target = int((allocation.pruning_ratio or 0.0) * removable + 1e-9)
-        return leaving(graph, [*fixed, *within(order, target)]), None
+        removable = graph.prunable & np.isfinite(values) & others
+        target = int((allocation.pruning_ratio or 0.0) * int(removable.sum()) + 1e-9) - int((gone & removable).sum())
+        return gone | leaving(graph, [*fixed, *within(order, target)]), None
 
     removed, latency = agreed(choose) if "latency" in (budget or {}) else choose()
     return Selection(plan_of(graph, removed), latency)

@@ -42,8 +42,10 @@ class Limits:
                 out += self.models[name].saved(name) / excess
         return out
 
-    def meet(self, fixed: list[Chunk], order: list[Chunk]) -> tuple[NDArray[np.bool_], float | None]:
-        """What is fixed, and the fewest further chunks whose removal meets every limit.
+    def meet(
+        self, gone: NDArray[np.bool_], fixed: list[Chunk], order: list[Chunk]
+    ) -> tuple[NDArray[np.bool_], float | None]:
+        """What is gone (bool per unit) or fixed, and the fewest further chunks whose removal meets every limit.
 
         Returns:
             bool per unit, and the latency in the units in which it was asked, if it is limited.
@@ -54,7 +56,7 @@ class Limits:
         counted = {name: limit for name, limit in self.limits.items() if name != "latency"}
 
         def removed(count: int) -> NDArray[np.bool_]:
-            return leaving(self.graph, [*fixed, *order[:count]])
+            return gone | leaving(self.graph, [*fixed, *order[:count]])
 
         def total(name: str, count: int) -> float:
             return self.models[name].total(name, removed(count))

@@ -23,7 +23,11 @@ class Chunk:
 
 
 def chunks_of(
-    graph: Graph, scores: NDArray[np.float64], allocation: Allocation, savings: NDArray[np.float64] | None
+    graph: Graph,
+    scores: NDArray[np.float64],
+    allocation: Allocation,
+    gone: NDArray[np.bool_],
+    savings: NDArray[np.float64] | None,
 ) -> dict[int, list[Chunk]]:
     """The units of every group that may leave, in the order in which they leave it.
 
@@ -31,27 +35,29 @@ def chunks_of(
         graph: the traced network.
         scores: per unit; +inf for what stays.
         allocation: its scope, floor and rounding count here.
+        gone: bool per unit: removed already. Floors and shares are those of the whole groups.
         savings: per unit, of what the budget asks for; with scope "cost" only.
     """
     chunks: dict[int, list[Chunk]] = {}
     for number, group in enumerate(graph.groups):
         units = np.asarray(group.units)
         mine = scores[units]
-        free = units[np.isfinite(mine) & graph.prunable[units]] if len(units) else units
+        free = units[np.isfinite(mine) & graph.prunable[units] & ~gone[units]] if len(units) else units
         if group.pinned or not len(free):
             continue
         step = _step(graph, units[0], allocation.round_to)
         floor = max(1, math.ceil(allocation.min_keep * len(units) - 1e-9))
         floor = min(len(units), math.ceil(floor / step) * step)
-        room = min(len(free), len(units) - floor)
+        left = len(units) - int(gone[units].sum())
+        room = min(len(free), left - floor)
         by_score = free[np.lexsort((free, scores[free]))]
         # The first chunk brings the group to a multiple of the step, the others keep it one.
-        ends = [n for n in range(1, room + 1) if (len(units) - n) % step == 0]
+        ends = [n for n in range(1, room + 1) if (left - n) % step == 0]
         running, start, leaving = -math.inf, 0, chunks.setdefault(number, [])
         for end in ends:
             part = by_score[start:end]
             if allocation.scope == "group":
-                rank = end / len(units)
+                rank = (len(units) - left + end) / len(units)
             elif savings is None:
                 rank = float(scores[part].mean())
             else:

@@ -141,6 +141,7 @@ class CAP(Method):
         return self._beta
 
     def start(self, graph: Graph) -> None:
+        self._sums, self._beta = {}, {}  # of a network that was cut since, they have other shapes
         self._scales = scales_of(graph)
         self._median = sparsity(self._scales).median
         position = list(self.position) if isinstance(self.position, tuple) else self.position
@@ -151,8 +152,8 @@ class CAP(Method):
         ]
 
     def _read(self, place: Place, module: nn.Module, args: Any, output: Any) -> None:
-        if not (module.training and torch.is_grad_enabled() and isinstance(output, Tensor)):
-            return
+        if not (module.training and torch.is_grad_enabled() and isinstance(output, Tensor)) or output.is_meta:
+            return  # on the meta device networks are traced, as for their cost
         with torch.no_grad():
             betas = guiding_factors(output, place.activation)
             total, count = self._sums.get(place.scale, (torch.zeros_like(betas[0]), 0))

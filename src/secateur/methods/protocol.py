@@ -1,6 +1,6 @@
 """What a method is: it scores units, and may take part in training.
 
-    start        once, with the traced network: attach hooks, remember where to look
+    start        with the traced network, and again after each of several cuts: attach hooks, remember where to look
     begin        optional facts about the training to come
     after_backward, after_step, after_epoch      in the training loop
     scores       one number per unit, +inf for what must stay
@@ -52,7 +52,7 @@ class Method:
     needs_training: ClassVar[bool] = False
 
     def start(self, graph: Graph) -> None:
-        """Look at the network; attach hooks."""
+        """Look at the network; attach hooks. What was seen of another network is forgotten."""
 
     def begin(self, training: Training) -> None:
         """Learn the schedule of the training to come."""

@@ -81,6 +81,71 @@ class Plan:
         gone = self.removed.get(tensor, {}).get(dim, ())
         return np.setdiff1d(np.arange(self.shapes[tensor][dim]), np.asarray(gone, dtype=np.int64))
 
+    def after(self, tensor: str) -> tuple[int, ...] | None:
+        """The shape of a tensor once this is removed; None if the plan does not tell its shape."""
+        shape, dims = self.shapes.get(tensor), self.removed.get(tensor, {})
+        return None if shape is None else tuple(size - len(dims.get(d, ())) for d, size in enumerate(shape))
+
+    def then(self, later: Plan) -> Plan:
+        """The one plan that removes at once what this one removes first and `later` removes of what is left.
+
+        Args:
+            later: a plan for the network that this one leaves.
+
+        Raises:
+            PlanError: `later` was made for a network of other shapes.
+
+        Examples:
+            >>> first = Plan({"conv.weight": {0: (1,)}}, {"conv.weight": (4, 3)})
+            >>> later = Plan({"conv.weight": {0: (0, 1)}}, {"conv.weight": (3, 3)})
+            >>> dict(first.then(later).removed["conv.weight"])
+            {0: (0, 1, 2)}
+        """
+        for tensor in {*self.removed} & {*later.removed}:
+            if self.after(tensor) is None or self.after(tensor) != later.shapes.get(tensor):
+                raise PlanError(
+                    f"the second plan does not follow the first: {shown(tensor)} has the shape "
+                    f"{shown(self.after(tensor))} after the first, the second was made for "
+                    f"{shown(later.shapes.get(tensor))}"
+                )
+        removed = {tensor: dict(dims) for tensor, dims in self.removed.items()}
+        for tensor, dims in later.removed.items():
+            mine = removed.setdefault(tensor, {})
+            for dim, indices in dims.items():
+                original = self.kept(tensor, dim)[list(indices)].tolist() if tensor in self.removed else indices
+                mine[dim] = tuple(sorted((*mine.get(dim, ()), *original)))
+        numbers = {module: dict(values) for module, values in self.numbers.items()}
+        for module, values in later.numbers.items():
+            numbers.setdefault(module, {}).update(values)
+        return Plan(removed, {**later.shapes, **self.shapes}, numbers)
+
+    def since(self, earlier: Plan) -> Plan:
+        """What is left to remove where `earlier` was removed already: `earlier.then(plan.since(earlier)) == plan`.
+
+        Raises:
+            PlanError: `earlier` removes what this plan keeps, or one of them does not tell the shapes.
+        """
+        removed: dict[str, dict[int, tuple[int, ...]]] = {}
+        for tensor in {**self.removed, **earlier.removed}:
+            if tensor in earlier.removed and (self.shapes.get(tensor) or 0) != earlier.shapes.get(tensor):
+                raise PlanError(f"the earlier plan is of another network: {shown(tensor)} has another shape there")
+            for dim in {*self.removed.get(tensor, {}), *earlier.removed.get(tensor, {})}:
+                mine, before = (plan.removed.get(tensor, {}).get(dim, ()) for plan in (self, earlier))
+                if not set(before) <= set(mine):
+                    raise PlanError(f"the earlier plan removes parts of {shown(tensor)} that this plan keeps")
+                left = np.setdiff1d(mine, before).astype(np.int64)
+                removed.setdefault(tensor, {})[dim] = tuple((left - np.searchsorted(before, left)).tolist())
+        touched = {tensor for tensor, dims in removed.items() if any(dims.values())}
+        return Plan(
+            removed,
+            {t: shape for t in self.shapes if t in touched and (shape := earlier.after(t) or self.shapes[t])},
+            {
+                module: new
+                for module, values in self.numbers.items()
+                if (new := {k: v for k, v in values.items() if earlier.numbers.get(module, {}).get(k) != v})
+            },
+        )
+
     def to_json(self) -> str:
         """The plan as JSON text, the same for equal plans; `from_json` reads it back."""
         return json.dumps(

@@ -1,0 +1,78 @@
+"""Prune in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
+from torch.optim import Optimizer
+
+from secateur.allocate import Allocation
+from secateur.costs import LatencyTable
+from secateur.graph import Graph, trace
+from secateur.methods import Method, make_method
+from secateur.pruner.cutting import cut_verified
+from secateur.pruner.progress import Progress
+from secateur.pruner.result import Result
+
+Criterion = Callable[[Graph], ArrayLike]
+
+
+def score(graph: Graph, method: str | Method | Criterion, **options: Any) -> NDArray[np.float64]:
+    """One score per unit, the smallest least important; +inf for what must stay.
+
+    Args:
+        graph: the traced network.
+        method: a method's name, a method object, or a function graph -> scores.
+
+    Raises:
+        MethodError: unknown method or option.
+    """
+    if not isinstance(method, (str, Method)) and callable(method):
+        values = np.asarray(method(graph), dtype=np.float64)
+    else:
+        values = make_method(method, **options).scores(graph)
+    return np.where(graph.prunable, values, np.inf)
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    method: str | Method | Criterion = "l1",
+    pruning_ratio: float | None = None,
+    budget: Mapping[str, float] | None = None,
+    scope: str = "global",
+    min_keep: float = 0.1,
+    round_to: int = 1,
+    protect: Iterable[str] = (),
+    ratios: Mapping[str, float] | None = None,
+    latency_table: LatencyTable | Path | str | None = None,
+    inplace: bool = False,
+    verify: bool = True,
+    optimizer: Optimizer | None = None,
+    **options: Any,
+) -> Result:
+    """Trace, score, select, apply and verify in one call.
+
+    Args:
+        model: any network; it is not changed unless `inplace`.
+        example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+        method: a data-free method's name, a method object, or a function graph -> scores.
+        pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table: see `select`.
+        inplace: cut the network itself.
+        verify: compare the result with the silenced original before handing it over.
+        optimizer: its state is cut along.
+        options: the method's options.
+
+    Raises:
+        NothingPrunableError, BudgetError, MethodError, ModelError, VerificationError.
+    """
+    allocation = Allocation(pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table)
+    at = Progress.beginning(trace(model, example_inputs))
+    scores = score(at.now, method, **options)
+    return cut_verified(at, scores, allocation, inplace=inplace, check=verify, optimizer=optimizer)
