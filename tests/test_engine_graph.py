@@ -112,7 +112,7 @@ def test_flattened_maps_carry_all_their_pixels() -> None:
     ("name", "group", "words"),
     [
         ("baked", "b.0", "split_with_sizes into unequal parts [5, 7]"),
-        ("unknown", "b.0", "no rule for _fft_r2c"),
+        ("unknown", "b.0", "no rule for linalg_matrix_exp"),
         ("norms", "c", "layer norm"),
         ("tied", "unused", "never used in forward"),
         ("attention", "head", "output of the network"),

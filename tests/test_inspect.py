@@ -141,7 +141,7 @@ def test_the_table_tells_groups_tensors_couplings_and_pins(name: str, expected: 
         ("squeeze_excite", "element by element (mul) in SqueezeExcite"),
         ("norms", "pixel shuffle in shuffle"),
         ("chunk_shuffle", "split into equal parts in ChunkShuffle"),
-        ("unknown", "no rule for _fft_r2c (zoo.py:N)"),
+        ("unknown", "no rule for linalg_matrix_exp (zoo.py:N)"),
     ],
 )
 def test_what_joins_channels_has_a_name(name: str, told: str) -> None:

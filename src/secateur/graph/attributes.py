@@ -146,6 +146,10 @@ def _roles(module: nn.Module) -> Iterator[tuple[str, str, int, int, int]]:
     elif isinstance(module, nn.Linear):
         yield "in_features", "weight", 1, 1, 1
         yield "out_features", "weight", 0, 1, 1
+    elif isinstance(module, nn.Bilinear):
+        yield "in1_features", "weight", 1, 1, 1
+        yield "in2_features", "weight", 2, 1, 1
+        yield "out_features", "weight", 0, 1, 1
     elif isinstance(module, _NormBase):
         yield "num_features", "weight" if module.affine else "running_mean", 0, 1, 1
     elif isinstance(module, nn.GroupNorm):

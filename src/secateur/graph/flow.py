@@ -15,14 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from secateur.graph.capture import Capture, Node, Place, Ref
 
 Atoms = NDArray[np.int64]
+Rule = Callable[["Flow", Node], None]
 
 FIXED = -1  # an index that can't be removed: it belongs to no atom
 FREE = -2  # an index of a tensor filled on the fly (zeros, noise): it follows whatever it meets
@@ -130,13 +133,18 @@ class Flow:
     node: Node = None  # type: ignore[assignment]  # the one at work
     index: int = 0
     places: dict[int, list[Track]] = field(default_factory=dict)  # value -> tracks of which it is a view of one index
-    _slices: dict[tuple[int, int], dict[tuple[int, int], int]] = field(default_factory=dict)  # -> span -> node
+    _slices: dict[tuple[int, int], dict[tuple[int, int, int], int]] = field(default_factory=dict)  # -> span -> node
 
-    def walk(self, rules: dict[str, Callable[[Flow, Node], None]]) -> None:
-        """Apply the rules to every node, then settle what can only be told at the end."""
+    def walk(self, rules: Mapping[str, Rule], pointwise: Rule) -> None:
+        """Apply the rules to every node, then settle what can only be told at the end.
+
+        Args:
+            rules: by operator.
+            pointwise: the rule of operators that have none and work element by element.
+        """
         for index, node in enumerate(self.capture.nodes):
             self.index, self.node = index, node
-            rule = rules.get(self.node.op)
+            rule = rules.get(self.node.op) or (pointwise if is_pointwise(self.node.target) else None)
             if rule is None:
                 self.barrier(f"no rule for {self.node.op}")
                 self.unknown.setdefault(self.node.op, str(self.node))
@@ -268,6 +276,34 @@ class Flow:
             return None
         return dim[0] if dim else None
 
+    def matched(self, dims: Sequence[Dim], reason: str) -> list[tuple[Track, ...]]:
+        """Which tracks of several dimensions, laid side by side, tell of the same factor of them.
+
+        Where several dimensions were merged into one, each has a track. Those that change at the same places belong
+        together; what is left of one of the dimensions, if it is one track, goes with the finest that the others have
+        left. Tracks without a counterpart meet a factor that can't shrink, and are pinned for `reason`.
+        """
+        if all(len(dim) == 1 for dim in dims):
+            return [tuple(dim[0] for dim in dims)]
+        free = [len(dim) == 1 and dim[0].all_free for dim in dims]  # follows whatever it meets
+        left = [[] if spare else list(dim) for dim, spare in zip(dims, free, strict=True)]
+        rows: list[list[Track | None]] = []
+        leader = next((i for i, spare in enumerate(free) if not spare), 0)
+        for track in list(left[leader]):
+            partners = [next((t for t in tracks if _changes_alike(track, t)), None) for tracks in left]
+            if all(found is not None or spare for found, spare in zip(partners, free, strict=True)):
+                rows.append(partners)
+        _take(left, rows)
+        if all(left[i] or spare for i, spare in enumerate(free)):
+            rest: list[Track | None] = [max(tracks, key=_finesse) if tracks else None for tracks in left]
+            if any(len(tracks) == 1 for tracks in left):
+                rows.append(rest)
+                _take(left, rows[-1:])
+        for tracks in left:
+            for track in tracks:
+                self.pin(track, reason)
+        return [tuple(t if t is not None else dim[0] for t, dim in zip(row, dims, strict=True)) for row in rows]
+
     def unify(self, dims: Sequence[Dim], sizes: Sequence[int], reason: str, zero: str = "all") -> Dim:
         """One dimension of an element-by-element operator on several operands.
 
@@ -285,17 +321,12 @@ class Flow:
         tracked = [dim for dim in full if dim]
         if not tracked:
             return ()
-        count = len(tracked[0])
-        if any(len(dim) != count for dim in tracked):
-            for dim in tracked:
-                self.pin(dim, f"dimensions merged differently, {reason}")
-            return ()
         if len(tracked) < len(full):  # FREE tracks meet anything; others would have to match a size that can't shrink
             for dim in tracked:
                 self.pin(dim, f"meets a dimension of fixed size, {reason}")
             return ()
         out = []
-        for tracks in zip(*tracked, strict=True):
+        for tracks in self.matched(tracked, f"dimensions merged differently, {reason}"):
             atoms = tracks[0].atoms.copy()
             for track in tracks[1:]:
                 self.equate(atoms, track.atoms, reason)
@@ -316,8 +347,8 @@ class Flow:
 
     # -- slices of one dimension: only equal parts that cover it can shrink -------------------------------------------
 
-    def sliced(self, ref: Ref, dim: int, start: int, stop: int) -> None:
-        self._slices.setdefault((ref.value, dim), {}).setdefault((start, stop), self.index)
+    def sliced(self, ref: Ref, dim: int, start: int, stop: int, step: int = 1) -> None:
+        self._slices.setdefault((ref.value, dim), {}).setdefault((start, stop, step), self.index)
 
     def _settle_slices(self) -> None:
         for (value, dim), parts in self._slices.items():
@@ -325,14 +356,35 @@ class Flow:
             self.index = min(parts.values())
             self.node = self.capture.nodes[self.index]
             spans = sorted(parts)
-            length = spans[0][1] - spans[0][0]
-            equal = length > 0 and size % length == 0 and spans == [(i, i + length) for i in range(0, size, length)]
+            length, step = spans[0][1] - spans[0][0], spans[0][2]
+            equal = length > 0 and size % length == 0 and spans == [(i, i + length, 1) for i in range(0, size, length)]
+            woven = size % step == 0 and spans == [(i, size, step) for i in range(step)]
             for track in self.layouts[value][dim]:
                 if equal:
                     self.together(track.atoms.reshape(-1, length), "sliced into equal parts")
+                elif woven:
+                    self.together(track.atoms.reshape(-1, step).T, f"every {step} elements in a row")
                 else:
-                    text = ", ".join(f"{a}:{b}" for a, b in spans[:4])
+                    text = ", ".join(f"{a}:{b}" + (f":{s}" if s > 1 else "") for a, b, s in spans[:4])
                     self.pin(track, f"sliced at fixed places [{text}] of {size}")
+
+
+def _changes_alike(a: Track, b: Track) -> bool:
+    """Two tracks of one length have equal atoms at the same pairs of places."""
+    (_, first), (_, second) = (np.unique(t.atoms, return_inverse=True) for t in (a, b))
+    pairs = len(np.unique(first * (second.max(initial=0) + 1) + second))
+    return bool(pairs == first.max(initial=-1) + 1 == second.max(initial=-1) + 1)
+
+
+def _finesse(track: Track) -> int:
+    return len(np.unique(track.atoms[track.atoms >= 0]))
+
+
+def _take(left: list[list[Track]], rows: Iterable[Sequence[Track | None]]) -> None:
+    for row in rows:
+        for tracks, taken in zip(left, row, strict=True):
+            if taken is not None:
+                tracks.remove(taken)
 
 
 def _atoms_of(what: Dim | Track | Atoms) -> Iterable[Atoms]:
@@ -346,6 +398,12 @@ def _atoms_of(what: Dim | Track | Atoms) -> Iterable[Atoms]:
 def copied(layout: Layout, zero: bool | None = None) -> Layout:
     """The same labels for a new tensor: no shared arrays, so that writing into one does not show in the other."""
     return [tuple(Track(t.atoms.copy(), t.zero if zero is None else zero) for t in dim) for dim in layout]
+
+
+@cache
+def is_pointwise(target: Any) -> bool:
+    """torch says that the operator works element by element."""
+    return torch.Tag.pointwise in target.tags
 
 
 def argument(node: Node, position: int, name: str, default: Any = None) -> Any:

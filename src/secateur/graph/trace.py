@@ -16,7 +16,7 @@ from secateur.graph.flow import Choice, Equality, Flow, Pin
 from secateur.graph.following import following
 from secateur.graph.network import Graph
 from secateur.graph.operators import CONVOLUTIONS
-from secateur.graph.rules import RULES
+from secateur.graph.rules import RULES, elementwise
 from secateur.graph.trial import Trial
 from secateur.graph.units import AtomTable, number_atoms, solve
 
@@ -111,7 +111,7 @@ def _solved(
         layouts = {run_.names[t.name]: t.layout() for t in table.tensors}
         taken = {node: option for (training, node), option in choices.items() if training == run_.training}
         flow = Flow(run_, layouts, modules, taken)
-        flow.walk(RULES)
+        flow.walk(RULES, elementwise.pointwise)
         flows.append(flow)
     beside, unused = _unused(modules, table, captures)
     solution = solve(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,20 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.graph import capture as capturing
 from secateur.graph.attributes import Number, values_after
-from secateur.graph.capture import Capture, Place, mapped_state, mode_of, run, tensors_in, twice
+from secateur.graph.capture import Place, mapped_state, mode_of, run, tensors_in, twice
+from secateur.graph.flow import Flow
 from secateur.graph.guilt import find_guilty
 from secateur.graph.network import Graph
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """What the network said to a trial, and where."""
-
-    text: str
-    place: Place
-
-    def __str__(self) -> str:
-        return f"{self.text}{self.place.where}"
+from secateur.graph.replay import Failure, Replay
 
 
 class Trial:
@@ -75,7 +65,8 @@ class Trial:
         Args:
             removed: bool per unit.
             numbers: more numbers that follow the channels.
-            strict: also compare every number that tensors are calculated with: one that differs was made from a size.
+            strict: also compare, operator by operator, the sizes with those that the labels foretell, and the numbers
+                that tensors are calculated with: one that differs was made from a size.
         """
         graph = self.graph
         slices = {graph.tensors[t].name: dims for t, dims in graph.removed_slices(removed).items()}
@@ -91,11 +82,18 @@ class Trial:
                 new = new.index_select(d, torch.as_tensor(kept, device=new.device))
             return new.requires_grad_(tensor.requires_grad)
 
-        values = values_after([*graph.numbers, *numbers], graph.removed_atoms(removed))
+        def silenced(name: str, tensor: Tensor) -> Tensor:
+            new = tensor.detach().clone()
+            for d, indices in slices.get(name, {}).items():
+                new.index_fill_(d, torch.as_tensor(indices, device=new.device), 0)
+            return new
+
+        gone = graph.removed_atoms(removed)
+        values = values_after([*graph.numbers, *numbers], gone)
         for flow in graph.flows:
             training = flow.capture.training
             inputs = twice(graph.example_inputs) if training else graph.example_inputs
-            seen = _Calculations() if strict else None
+            seen = Replay() if strict else None
             with mode_of(graph.model, training), numbers_set(graph.model, values):
                 try:
                     output = self._run(mapped_state(graph.model, cut), inputs, seen)
@@ -104,28 +102,32 @@ class Trial:
                     return Failure(f"{type(error).__name__}: {capturing.first_line(error)}", place)
             shapes = [tuple(t.shape) for t in tensors_in(output)]
             expected = [flow.capture.shapes[value] for value in flow.capture.outputs]
+            before = None
+            if not self.meta and (strict or shapes != expected):  # sizes may depend on values: those of the silenced
+                before = Replay()
+                with mode_of(graph.model, training):
+                    silent = self._run(mapped_state(graph.model, silenced), inputs, before)
+                expected = [tuple(t.shape) for t in tensors_in(silent)]
             if shapes != expected:
                 text = f"the output's shape becomes {shapes} instead of {expected}"
                 return Failure(text, Place("", "", ""))
-            other = seen.differs(flow.capture) if seen is not None else None
-            if other is not None and not self._fickle(training, inputs):
+            other = seen.differs(flow, gone, before) if seen is not None else None
+            if other is not None and not self._fickle(flow, inputs):
                 return other
         return None
 
     def _run(self, state: Mapping[str, Tensor], inputs: Any, mode: TorchDispatchMode | None) -> Any:
+        fresh = capturing.fresh_inputs(inputs, self.meta)
         # With gradients on, as in the capture: some modules take other operators without them.
         with torch.random.fork_rng(devices=[]), torch.enable_grad(), mode or nullcontext():
-            return run(self.graph.model, state, capturing.fresh_inputs(inputs, self.meta))
+            return run(self.graph.model, state, fresh)
 
-    def _fickle(self, training: bool, inputs: Any) -> bool:
+    def _fickle(self, flow: Flow, inputs: Any) -> bool:
         """The network calculates with other numbers in every run (drawn by Python's own generator, or counted)."""
-        capture = next(flow.capture for flow in self.graph.flows if flow.capture.training == training)
-        seen = _Calculations()
-        with mode_of(self.graph.model, training):
-            self._run(
-                mapped_state(self.graph.model, capturing.to_meta if self.meta else capturing.detached), inputs, seen
-            )
-        return seen.differs(capture) is not None
+        seen, whole = Replay(), capturing.to_meta if self.meta else capturing.detached
+        with mode_of(self.graph.model, flow.capture.training):
+            self._run(mapped_state(self.graph.model, whole), inputs, seen)
+        return seen.differs(flow, np.zeros(len(self.graph.table), dtype=bool)) is not None
 
     # -- where to look first ------------------------------------------------------------------------------------------
 
@@ -196,46 +198,6 @@ def _draws(graph: Graph) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
             third[generator.choice(group.units, size=max(1, size // 3), replace=False)] = True
             another[generator.choice(group.units, size=1 + int(share * (size - 1)), replace=False)] = True
     return third, another
-
-
-class _Calculations(TorchDispatchMode):
-    """Writes down the numbers that operators on tensors get: factors, summands, exponents."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.made: list[tuple[str, tuple[float, ...]]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        numbers = _numbers(func, args)
-        if numbers:
-            self.made.append((func._schema.name, numbers))
-        return func(*args, **(kwargs or {}))
-
-    def differs(self, capture: Capture) -> Failure | None:
-        """The first operator that got another number than in the capture."""
-        nodes = [(node, numbers) for node in capture.nodes if (numbers := _numbers(node.target, node.args))]
-        if [node.target._schema.name for node, _ in nodes] != [name for name, _ in self.made]:
-            return None  # another way through the code, which the numbers can't be compared along
-        for (node, before), (_, now) in zip(nodes, self.made, strict=True):
-            if before != now:
-                old, new = (
-                    next(a for a, b in zip(x, y, strict=True) if a != b) for x, y in ((before, now), (now, before))
-                )
-                return Failure(f"{node.op} with {new:.6g} for {old:.6g}, which was computed from the size", node.place)
-        return None
-
-
-def _numbers(func: Any, args: Sequence[Any]) -> tuple[float, ...]:
-    """The plain numbers among an operator's arguments that stand for values, not for sizes or places."""
-    return tuple(args[i] for i in _positions(func) if i < len(args) and type(args[i]) in (int, float))
-
-
-@cache
-def _positions(func: Any) -> tuple[int, ...]:
-    kinds = [str(argument.type) for argument in func._schema.arguments]
-    if not kinds or kinds[0] != "Tensor":  # makes a tensor: its numbers are sizes and ends of ranges
-        return ()
-    return tuple(i for i, kind in enumerate(kinds) if kind in ("Tensor", "number", "float") and i > 0)
 
 
 @contextmanager

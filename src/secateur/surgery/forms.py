@@ -16,13 +16,6 @@ from secateur.graph import state_of
 from secateur.plan import Plan
 from secateur.plan.plan import shown
 
-# the numbers that a plan may change: a file must not set whatever else a module keeps
-_COUNTS = (
-    "in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_channels",
-    "num_groups", "num_parameters", "embedding_dim",
-)  # fmt: skip
-
-
 class Form(NamedTuple):
     """What a tensor is like: its type as safetensors calls it, and its shape."""
 
@@ -76,8 +69,9 @@ def forms_after(model: nn.Module, plan: Plan) -> dict[str, Form]:
         cut.setdefault(id(state[name]), tuple(size - len(dims.get(d, ())) for d, size in enumerate(shape)))
     for module, numbers in plan.numbers.items():
         for attribute, value in numbers.items():
-            known = getattr(modules.get(module), attribute, None) if attribute in _COUNTS else None
-            if not isinstance(known, int) or not 1 <= value <= known:
+            # A file may make whole numbers of a module smaller, and change nothing else.
+            known = vars(modules[module]).get(attribute) if module in modules else None
+            if type(known) is not int or not 1 <= value <= known:
                 raise PlanError(f"{shown(f'{module}.{attribute}')}: {known} in this network can't become {value}")
     for name, layer in modules.items():
         _check_layer(name, layer, state, cut, plan.numbers.get(name, {}))

@@ -8,6 +8,7 @@ from secateur.graph.rules import (
     convolution,
     create,
     elementwise,
+    fourier,
     index,
     join,
     linear,
@@ -15,11 +16,12 @@ from secateur.graph.rules import (
     pool,
     reduce,
     reshape,
+    scatter,
     split,
 )
 from secateur.graph.rules.table import RULES, rule
 
 __all__ = [
-    "RULES", "convolution", "create", "elementwise", "index", "join", "linear", "norm", "pool", "reduce", "reshape",
-    "rule", "split",
+    "RULES", "convolution", "create", "elementwise", "fourier", "index", "join", "linear", "norm", "pool", "reduce",
+    "reshape", "rule", "scatter", "split",
 ]  # fmt: skip

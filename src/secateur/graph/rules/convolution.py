@@ -24,13 +24,14 @@ def convolution(flow: Flow, node: Node) -> None:
         for track in dim:
             flow.structural.append(track.atoms)
         flow.pin(dim, "dimension of a kernel")
-    into = flow.single(kernel[0 if transposed else 1], "merged dimensions in a convolution's weight")
     out_of = flow.single(kernel[1 if transposed else 0], "merged dimensions in a convolution's weight")
-    source = flow.single(data[1], "merged dimensions reach a convolution")
     if groups == 1:
-        _meet(flow, source, into, "input of a convolution")
+        for source, into in _beside(flow, data[1], kernel[0 if transposed else 1]):
+            _meet(flow, source, into, "input of a convolution")
         out: Dim = (Track(out_of.atoms.copy(), out_of.zero),) if out_of else ()
     else:
+        into = flow.single(kernel[0 if transposed else 1], "merged dimensions in a convolution's weight")
+        source = flow.single(data[1], "merged dimensions reach a convolution")
         out = _grouped(flow, groups, transposed, x, weight, source, into, out_of)
     if bias is not None:
         size = flow.shape(node.outputs[0])[1]  # type: ignore[arg-type]
@@ -50,6 +51,12 @@ def _still(flow: Flow, node: Node) -> list[bool]:
         (size, stride, padding, more) == (1, 1, 0, 0)
         for size, stride, padding, more in zip(space, strides, paddings, beyond, strict=True)
     ]
+
+
+def _beside(flow: Flow, a: Dim, b: Dim) -> list[tuple[Track | None, Track | None]]:
+    if a and b:
+        return [(one, other) for one, other in flow.matched([a, b], "merged dimensions reach a convolution")]
+    return [*((track, None) for track in a), *((None, track) for track in b)]
 
 
 def _meet(flow: Flow, a: Track | None, b: Track | None, reason: str) -> None:

@@ -12,16 +12,30 @@ _KEEP_ZERO = (
     "sqrt", "sin", "asin", "atan", "sinh", "tan", "erf", "sign", "sgn", "square", "floor", "ceil", "round", "trunc",
     "frac", "clone", "alias", "detach", "_to_copy", "contiguous", "lift_fresh", "lift_fresh_copy", "lift", "expm1",
     "log1p", "softshrink", "hardshrink", "nan_to_num", "rrelu_with_noise", "rrelu_with_noise_functional", "bitwise_and",
-    "deg2rad",
+    "deg2rad", "rad2deg", "asinh", "atanh", "erfinv", "isnan", "isinf", "real", "imag", "conj", "_conj",
+    "_conj_physical", "resolve_conj", "resolve_neg", "angle",
 )  # fmt: skip
 _CHANGE_ZERO = (
     "sigmoid", "hardsigmoid", "exp", "exp2", "log", "log2", "log10", "softplus", "cos", "cosh", "reciprocal", "rsqrt",
-    "log_sigmoid_forward", "logical_not", "bitwise_not", "isnan", "isinf", "isfinite", "erfc", "acos",
+    "log_sigmoid_forward", "logical_not", "bitwise_not", "isfinite", "erfc", "acos",
     "pow", "threshold", "hardtanh", "clamp", "clamp_min", "clamp_max", "remainder", "fmod",
     "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor", "atan2", "rsub",
 )  # fmt: skip
-_SUMS = ("add", "sub", "maximum", "minimum", "lerp", "fmax", "fmin", "bitwise_or", "where", "addcmul", "addcdiv")
-_PRODUCTS = ("mul", "div", "floor_divide", "masked_fill", "native_dropout", "true_divide")
+_SUMS = (
+    "add",
+    "sub",
+    "complex",
+    "maximum",
+    "minimum",
+    "lerp",
+    "fmax",
+    "fmin",
+    "bitwise_or",
+    "where",
+    "addcmul",
+    "addcdiv",
+)
+_PRODUCTS = ("mul", "polar", "div", "floor_divide", "masked_fill", "native_dropout", "true_divide")
 
 # A view of the whole tensor: labels are shared, so that writing into it shows in the original.
 _SAME_MEMORY = ("alias", "detach", "lift_fresh", "lift")
@@ -80,6 +94,12 @@ def changes_zero(flow: Flow, node: Node) -> None:
     if node.op.rstrip("_") == "pow" and isinstance(node.args[1], (int, float)):
         keeps = node.args[1] > 0
     _elementwise(flow, node, "all" if keeps else "never")
+
+
+@rule("fake_quantize_per_tensor_affine_cachemask")
+def pointwise(flow: Flow, node: Node) -> None:
+    """Element by element, by whatever function: what it makes of zero isn't known."""
+    _elementwise(flow, node, "never")
 
 
 @rule(*_both(_SUMS))

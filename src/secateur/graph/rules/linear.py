@@ -9,11 +9,7 @@ from secateur.graph.rules.table import rule
 
 def contract(flow: Flow, a: Dim, b: Dim, reason: str) -> None:
     """Sum over a pair of dimensions: removed elements must contribute nothing, so one factor has to be zero there."""
-    if len(a) != len(b) or not a:
-        flow.pin(a, f"{reason} with a fixed size")
-        flow.pin(b, f"{reason} with a fixed size")
-        return
-    for one, other in zip(a, b, strict=True):
+    for one, other in flow.matched([a, b], f"{reason} with a fixed size"):
         flow.equate(one.atoms, other.atoms, reason)
         if not (one.zero or other.zero):
             flow.pin(one, f"{reason} of elements that are not zero when silenced")
@@ -52,6 +48,29 @@ def add_product(flow: Flow, node: Node) -> None:
         node.outputs[0],
         [flow.unify([result[d], offset[d]], [shape[d], sizes[d]], "bias of a linear layer") for d in range(len(shape))],
     )
+
+
+@rule("_trilinear")
+def trilinear(flow: Flow, node: Node) -> None:
+    """The product of three tensors, each with dimensions of one put in at given places, summed over some."""
+    refs, summed = node.args[:3], [*node.args[6]]
+    layouts, shapes = [flow.get(ref) for ref in refs], [list(flow.shape(ref)) for ref in refs]
+    for layout, shape, places in zip(layouts, shapes, node.args[3:6], strict=True):
+        for d in sorted(places):
+            layout[d:d], shape[d:d] = [()], [1]
+    out: list[Dim] = []
+    for d in range(len(shapes[0])):
+        dims, sizes = [layout[d] for layout in layouts], [shape[d] for shape in shapes]
+        several = [size for size in sizes if size > 1]
+        real = [(dim, size) for dim, size in zip(dims, sizes, strict=True) if size > 1 or not several]
+        unified = flow.unify([dim for dim, _ in real], [size for _, size in real], "trilinear product", "any")
+        if d in summed:
+            for track in unified:
+                if not track.zero:
+                    flow.pin(track, "summed over in a trilinear product")
+        else:
+            out.append(unified)
+    flow.set(node.outputs[0], out)
 
 
 @rule("_embedding_bag", "_embedding_bag_forward_only", "embedding_bag")

@@ -7,9 +7,9 @@ from secateur.graph.flow import Flow, Layout, argument, copied
 from secateur.graph.rules.table import rule
 
 # Sums of zeros: removed elements contribute nothing where they are zero.
-_ADDITIVE = ("sum", "nansum", "linalg_vector_norm", "norm")
+_ADDITIVE = ("sum", "nansum", "linalg_vector_norm", "norm", "any", "count_nonzero")
 _REDUCTIONS = ("mean", "amax", "amin", "max", "min", "argmax", "argmin", "var", "std", "var_mean", "std_mean", "prod",
-               "any", "all", "logsumexp", "median", "nanmean", "mode", "count_nonzero")  # fmt: skip
+               "all", "logsumexp", "median", "nanmedian", "nanmean", "mode", "aminmax")  # fmt: skip
 _DIM_AT = {"linalg_vector_norm": 2, "norm": 2}
 
 
@@ -39,6 +39,46 @@ def reduction(flow: Flow, node: Node) -> None:
         if out is not None:
             flow.set(out, full if len(flow.shape(out)) == rank else kept)
     return None
+
+
+@rule("kthvalue", "unfold")
+def along(flow: Flow, node: Node) -> None:
+    """The k-th smallest along a dimension, or windows that slide along it and stand in a new one at the end."""
+    layout, d = list(flow.get(node.args[0])), argument(node, 2 if node.op == "kthvalue" else 1, "dim", -1)
+    d %= max(1, len(layout))
+    flow.pin(layout[d], f"{node.op} along this dimension")
+    for out in node.outputs:
+        rank = len(flow.shape(out)) if out is not None else 0
+        rest = [*layout[:d], *[()] * (rank >= len(layout)), *layout[d + 1 :]]
+        flow.set(out, copied([*rest, *[()] * (rank - len(rest))], zero=None if node.op == "unfold" else False))
+
+
+@rule("triu", "triu_", "tril", "tril_", "diagonal", "diag_embed")
+def triangle(flow: Flow, node: Node) -> None:
+    """Picked by place in a plane."""
+    x, out = node.args[0], node.outputs[0]
+    layout, rank = list(flow.get(x)), len(flow.shape(x))
+    diagonal = node.op == "diagonal"
+    plane = [argument(node, 2, "dim1", 0), argument(node, 3, "dim2", 1)] if diagonal else [-2, -1]
+    if node.op == "diag_embed":
+        if [argument(node, 2, "dim1", -2), argument(node, 3, "dim2", -1)] != [-2, -1]:
+            return flow.barrier("diagonal matrices in unusual dimensions")
+        plane = [-1]
+    for d in plane:
+        flow.pin(layout[d], "picked by place along this dimension")
+    rest = [dim for d, dim in enumerate(layout) if d not in [p % rank for p in plane]]
+    if out is not None and out != x:
+        flow.set(out, copied([*rest, *[()] * (len(flow.shape(out)) - len(rest))]))
+    return None
+
+
+@rule("rot90")
+def turn(flow: Flow, node: Node) -> None:
+    layout = list(flow.get(node.args[0]))
+    for d in argument(node, 2, "dims", (0, 1)):
+        flow.pin(layout[d], "turned in this dimension")
+        layout[d] = ()
+    flow.set(node.outputs[0], copied(layout))
 
 
 @rule("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax", "cumsum", "cumprod", "sort", "flip",

@@ -111,6 +111,17 @@ def permute(flow: Flow, node: Node) -> None:
     return None
 
 
+@rule("as_strided", "as_strided_")
+def as_strided(flow: Flow, node: Node) -> None:
+    """The same elements under other strides, which matter to no channel, if the shape stays and nothing is left out."""
+    x, out = node.args[0], node.outputs[0]
+    if flow.shape(x) != tuple(node.args[1]) or argument(node, 3, "storage_offset") or 0 in node.args[2]:
+        return flow.barrier("elements picked by strides")
+    if out != x:
+        flow.set(out, flow.get(x))
+    return None
+
+
 @rule("expand", "expand_as")
 def expand(flow: Flow, node: Node) -> None:
     """A dimension of one spread over n: every index shows the same element, so it follows whatever it meets."""

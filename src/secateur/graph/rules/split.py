@@ -20,7 +20,7 @@ def slice_(flow: Flow, node: Node) -> None:
     layout = list(flow.get(x))
     if (start, stop, step) != (0, size, 1):
         if step != 1:
-            flow.pin(layout[d], f"every {step}th element is taken")
+            flow.sliced(x, d, start, stop, step)
         elif not all(_follows(track, first, last, start, stop) for track in layout[d]):
             flow.sliced(x, d, start, stop)
         layout[d] = tuple(track.view(track.atoms[start:stop:step]) for track in layout[d])

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from secateur.graph.capture import Node
-from secateur.graph.flow import Flow
-
-Rule = Callable[[Flow, Node], None]
+from secateur.graph.flow import Rule
 
 RULES: dict[str, Rule] = {}
 
