@@ -10,6 +10,7 @@ from torch import nn
 
 from secateur.errors import ModelError
 from secateur.graph import capture as capturing
+from secateur.graph.alike import alike
 from secateur.graph.attributes import Number, kernels_of, numbers_of, numbers_of_calls, partner_of
 from secateur.graph.capture import Capture, capture, unwrapped
 from secateur.graph.flow import Choice, Equality, Flow, Pin
@@ -45,8 +46,9 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     pins: list[Pin] = []
     choices: dict[tuple[bool, int], int] = {}
     told: list[Number] = []
+    ties: list[Equality] = []
     while True:
-        graph = _solved(model, example_inputs, captures, table, choices, pins, notes, told)
+        graph = _solved(model, example_inputs, captures, table, choices, pins, notes, told, ties)
         fixed = {number for number, reason in enumerate(graph.solution.reasons) if reason is not None}
         if _another_choice(graph, fixed, choices):
             continue
@@ -56,7 +58,12 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
             return graph
         numbers = following(trial, guilty, _without_first_choice(graph, guilty, choices))
         told.extend(number for mine in numbers.values() for number in mine)
-        if _another_choice(graph, guilty.keys() - numbers.keys(), choices) or numbers:
+        left = guilty.keys() - numbers.keys()
+        if _another_choice(graph, left, choices) or numbers:
+            continue
+        tied = alike(trial, guilty, sorted(left))
+        if tied:
+            ties.extend(tie for mine in tied.values() for tie in mine)
             continue
         for group, failure in guilty.items():
             atoms = np.flatnonzero(np.isin(graph.solution.of_atom, graph.groups[group].units))
@@ -104,6 +111,7 @@ def _solved(
     pins: Sequence[Pin],
     notes: Sequence[str],
     told: Sequence[Number],
+    ties: Sequence[Equality],
 ) -> Graph:
     modules = dict(model.named_modules())
     flows = []
@@ -116,7 +124,7 @@ def _solved(
     beside, unused = _unused(modules, table, captures)
     solution = solve(
         table,
-        [*(pair for flow in flows for pair in flow.equalities), *beside],
+        [*(pair for flow in flows for pair in flow.equalities), *beside, *ties],
         [*pins, *(pin for flow in flows for pin in flow.pins), *unused],
         [atoms for flow in flows for atoms in flow.structural],
     )

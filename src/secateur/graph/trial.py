@@ -59,6 +59,20 @@ class Trial:
                 break
         return guilty
 
+    def runs_tied(self, company: Sequence[int], tied: Sequence[int]) -> bool:
+        """Whether the network runs when the units of some groups go in the same places, and those of others as ever."""
+        for draw, strict in zip(_draws(self.graph), (False, True), strict=True):
+            gone = draw & np.isin(self.graph.solution.group_of, [*company, *tied])
+            for group in tied[1:]:
+                gone[list(self.graph.groups[group].units)] = gone[list(self.graph.groups[tied[0]].units)]
+            if self.run(gone, (), strict) is not None:
+                return False
+        return True
+
+    def running(self, module: str) -> set[int]:
+        """The groups whose channels a module's own code handles."""
+        return self._running.get(module, set())
+
     def run(self, removed: NDArray[np.bool_], numbers: Sequence[Number] = (), strict: bool = False) -> Failure | None:
         """None if the network runs without the given units and gives outputs of the same shapes.
 
@@ -147,7 +161,7 @@ class Trial:
 
     def _suspects(self, failure: Failure, groups: Sequence[int]) -> list[int]:
         """The groups that run through the module that failed, and those in the same position in others of its kind."""
-        here = self._running.get(failure.place.module, set())
+        here = self.running(failure.place.module)
         named = [group for group in groups if group in here]
         return [*named, *(other for group in named for other in self._kin(group, failure))]
 
