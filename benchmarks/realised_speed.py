@@ -4,12 +4,12 @@
     python benchmarks/realised_speed.py             # -> results/engine_realised_speed.json and .md
     python benchmarks/realised_speed.py --networks segnet --width 16 --input 96x128 --batches 1 --out /tmp/a.json
 
-The networks are pruned to half of their MACs by L1, with widths in multiples of 8, and each runs against the original:
-pruned, original, original, pruned, and so on in turns, and the median of the ratios of neighbours counts, so that a
-machine that others use as well slows both down alike. Several such measurements are made; their median and extremes are
-given. The control is the original against a copy of itself: what it is off 1 by comes from the machine, and no smaller
-difference means anything. Weights are untrained: which channels go does not matter to the time, only how many of which
-layer.
+The networks are pruned to half of their MACs by L1, with widths in multiples of `--round-to`, and each runs against the
+original: pruned, original, original, pruned, and so on in turns, and the median of the ratios of neighbours counts, so
+that a machine that others use as well slows both down alike. Several such measurements are made; their median and
+extremes are given. The control is the original against a copy of itself: what it is off 1 by comes from the machine,
+and no smaller difference means anything. Weights are untrained: which channels go does not matter to the time, only how
+many of which layer.
 
 *gain* is the share of time saved over the share of MACs saved: 1 where every MAC saved is worth as much as any other.
 *scope* says how the channels are ranked (see `secateur.select`). *Where the time goes* adds up the operators of one
@@ -145,7 +145,7 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
     example = torch.randn(1, 3, *size, device=device)
     row: dict[str, Any] = {"input": "x".join(map(str, size)), "half_the_macs": [], "latency": []}
     for scope in options.scopes:
-        result = secateur.prune(model, example, budget={"macs": 0.5}, scope=scope, round_to=8)
+        result = secateur.prune(model, example, budget={"macs": 0.5}, scope=scope, round_to=options.round_to)
         kept = {"scope": scope, "exact": result.report.ok, "macs": round(result.after.macs / result.before.macs, 4),
                 "params": round(result.after.params / result.before.params, 4), "runs": []}  # fmt: skip
         for layout in options.layouts:
@@ -169,8 +169,8 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
         asked: dict[str, Any] = {"asked": options.latency, "scope": scope}
         try:
             result = secateur.prune(
-                model, example, budget={"latency": options.latency}, scope=scope, round_to=8, verify=False,
-                latency_table=table,
+                model, example, budget={"latency": options.latency}, scope=scope, round_to=options.round_to,
+                verify=False, latency_table=table,
             )  # fmt: skip
         except BudgetError as error:
             asked["refused"] = str(error)
@@ -196,8 +196,8 @@ def page(record: dict[str, Any]) -> str:
     lines = [
         "# Time saved by half of the MACs", "", f"    {meta['command']}", "",
         f"{meta['date']}, commit {meta['commit']}, Python {meta['python']}, {versions}; {record['device']},"
-        f" {record['threads']} thread(s); load average before {meta['load_before'][0]}, after"
-        f" {record['load_after'][0]}.", "",
+        f" {record['threads']} thread(s); widths in multiples of {record['round_to']}; load average before"
+        f" {meta['load_before'][0]}, after {record['load_after'][0]}.", "",
         *__doc__.split("\n\n", 2)[2].strip().splitlines(), "",
         "| network | input | batch | layout | scope | MACs | params | time | extremes | gain | control |",
         "|---|---|--:|---|---|--:|--:|--:|---|--:|--:|",
@@ -242,6 +242,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--layouts", nargs="+", default=["contiguous", "channels_last"])
     parser.add_argument("--scopes", nargs="+", default=list(SCOPES), choices=SCOPES)
+    parser.add_argument("--round-to", type=int, default=8, help="widths are multiples of this")
     parser.add_argument("--latency", type=float, default=0.6, help="what may remain of the time; 0: leave this out")
     parser.add_argument("--repeats", type=int, default=5, help="careful measurements of every network")
     parser.add_argument("--threads", type=int, default=None)
@@ -256,7 +257,7 @@ def main() -> None:
         cuda = torch.cuda.is_available()
         record: dict[str, Any] = {
             "about": meta, "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name() if cuda else meta["cpu"],
+            "device": torch.cuda.get_device_name() if cuda else meta["cpu"], "round_to": options.round_to,
         }  # fmt: skip
         record["networks"] = {name: measured(name, options) for name in options.networks}
         record["load_after"] = [round(value, 2) for value in os.getloadavg()]
