@@ -106,6 +106,7 @@ class Choice:
     options: int
     taken: int
     atoms: Atoms
+    kind: tuple[str, tuple[int, ...]]  # the module and the factors: queries, keys and values choose alike
 
 
 @dataclass
@@ -246,11 +247,11 @@ class Flow:
             self.equate(first, row, reason)
         return np.where(first >= 0, first, table.max(axis=0))
 
-    def choose(self, options: int, atoms: Atoms) -> int:
+    def choose(self, options: int, atoms: Atoms, sizes: tuple[int, ...]) -> int:
         """Which of several exact ways to take at this node: in order, then once more in reverse, then the first."""
         asked = self.choices.get(self.index, 0)
         option = min(asked, 2 * options - 1 - asked) if asked < 2 * options else 0
-        self.taken.append(Choice(self.index, options, option, atoms[atoms >= 0]))
+        self.taken.append(Choice(self.index, options, option, atoms[atoms >= 0], (self.node.module, sizes)))
         return option
 
     def follow(self, attribute: str, value: int, track: Track, each: int, weight: Ref | None = None) -> bool:

@@ -55,8 +55,7 @@ class Replay(TorchDispatchMode):
         return out
 
     def differs(self, flow: Flow, gone: NDArray[np.bool_], before: Replay | None = None) -> Failure | None:
-        """The first operator that does something else than the labels foretell; None too if the code went another way,
-        which can't be compared.
+        """The first operator that does something else than the labels foretell, or another one.
 
         Args:
             flow: the labelled capture.
@@ -64,12 +63,14 @@ class Replay(TorchDispatchMode):
             before: the run whose shapes are to shrink; the capture if absent.
         """
         nodes = flow.capture.nodes
-        if [node.target._schema.name for node in nodes] != [step.name for step in self.steps]:
-            return None
-        if before is not None and [step.name for step in before.steps] != [step.name for step in self.steps]:
-            return None
+        if before is not None and [step.name for step in before.steps] != [node.target._schema.name for node in nodes]:
+            return None  # where it goes depends on values
         left = _Left(gone)
-        for i, (node, step) in enumerate(zip(nodes, self.steps, strict=True)):
+        if len(self.steps) < len(nodes):
+            return Failure(f"{nodes[len(self.steps)].op} isn't called any more", nodes[len(self.steps)].place)
+        for i, (node, step) in enumerate(zip(nodes, self.steps, strict=False)):
+            if node.target._schema.name != step.name:
+                return Failure(f"{step.name} is called instead of {node.op}", node.place)
             numbers = _numbers(node.target, node.args)
             if numbers != step.numbers:
                 old, new = next((a, b) for a, b in zip(numbers, step.numbers, strict=True) if a != b)

@@ -159,12 +159,13 @@ def _unused(
 
 def _another_choice(graph: Graph, groups: Collection[int], choices: dict[tuple[bool, int], int]) -> bool:
     """Where a reshape left a choice, take the next for these groups; the first again when all have failed twice."""
-    changed = False
-    for key, choice in _choices_of(graph, groups):
-        if choices.get(key, 0) < 2 * choice.options:
-            choices[key] = choices.get(key, 0) + 1
-            changed = True
-    return changed
+    kinds = {choice.kind for key, choice in _choices_of(graph, groups) if choices.get(key, 0) < 2 * choice.options}
+    for flow in graph.flows:
+        for choice in flow.taken:
+            key = (flow.capture.training, choice.node)
+            if choice.kind in kinds and choices.get(key, 0) < 2 * choice.options:
+                choices[key] = choices.get(key, 0) + 1
+    return bool(kinds)
 
 
 def _without_first_choice(graph: Graph, groups: Iterable[int], choices: Mapping[tuple[bool, int], int]) -> list[int]:

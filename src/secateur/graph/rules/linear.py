@@ -54,7 +54,7 @@ def add_product(flow: Flow, node: Node) -> None:
 def trilinear(flow: Flow, node: Node) -> None:
     """The product of three tensors, each with dimensions of one put in at given places, summed over some."""
     refs, summed = node.args[:3], [*node.args[6]]
-    layouts, shapes = [flow.get(ref) for ref in refs], [list(flow.shape(ref)) for ref in refs]
+    layouts, shapes = [[*flow.get(ref)] for ref in refs], [list(flow.shape(ref)) for ref in refs]
     for layout, shape, places in zip(layouts, shapes, node.args[3:6], strict=True):
         for d in sorted(places):
             layout[d:d], shape[d:d] = [()], [1]

@@ -24,9 +24,10 @@ def batch_norm(flow: Flow, node: Node) -> None:
     out = copied(layout, zero=False)
     out[1] = tuple(Track(t.atoms, _silent(flow, x, weight, others[0])) for t in channel)
     flow.set(node.outputs[0], out)
-    for extra in node.outputs[1:]:
+    for extra in node.outputs[1:]:  # the batch's statistics
         if extra is not None:
-            flow.set(extra, [()] * len(flow.shape(extra)))
+            same = flow.shape(extra) == (size,)
+            flow.set(extra, copied([channel], zero=False) if same else [()] * len(flow.shape(extra)))
 
 
 def _silent(flow: Flow, x: Ref, weight: Ref | None, bias: Ref | None) -> bool:
@@ -78,9 +79,9 @@ def group_norm(flow: Flow, node: Node) -> None:
     out = copied(layout, zero=False)
     out[1] = tuple(Track(t.atoms, _silent(flow, x, weight, bias)) for t in channel)
     flow.set(node.outputs[0], out)
-    for extra in node.outputs[1:]:
+    for extra in node.outputs[1:]:  # (samples, groups)
         if extra is not None:
-            flow.set(extra, [()] * len(flow.shape(extra)))
+            flow.set(extra, [(), tuple(Track(t.atoms.reshape(groups, -1)[:, 0]) for t in channel)])
 
 
 @rule("_weight_norm_interface")

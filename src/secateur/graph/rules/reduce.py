@@ -28,9 +28,11 @@ def reduction(flow: Flow, node: Node) -> None:
     if len(node.args) > 1 and not isinstance(node.args[1], (int, float, list, tuple, str, type(None))):
         return flow.barrier(f"{node.op} of two tensors")  # max(a, b) arrives as maximum; anything else is unknown
     over = _dims(node, rank)
+    # Norms of order zero and below look at the smallest.
+    least = node.op in _DIM_AT and not float(argument(node, 1, "ord", 2)) > 0
     for d in over:
         for track in layout[d]:
-            if not (node.op in _ADDITIVE and track.zero):
+            if not (node.op in _ADDITIVE and track.zero and not least):
                 flow.pin(track, f"{node.op} over this dimension")
     zero = False if node.op == "logsumexp" else None
     kept: Layout = copied([dim for d, dim in enumerate(layout) if d not in over], zero)

@@ -50,7 +50,7 @@ def _split(flow: Flow, track: Track, sizes: list[int]) -> list[Track | None]:
         keep = varying[0]
     else:
         order = sorted(varying, key=lambda d: (-sizes[d], -d))
-        keep = order[flow.choose(len(order), track.atoms)]
+        keep = order[flow.choose(len(order), track.atoms, tuple(sizes))]
     parts: Atoms = np.moveaxis(table, keep, -1).reshape(-1, sizes[keep])
     if len(varying) > 1:
         parts = flow.together(parts, "split into parts by a reshape")[None]
