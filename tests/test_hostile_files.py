@@ -387,7 +387,7 @@ MISFITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "number zero": (lambda plan: plan["numbers"]["a"].update(groups=0), "a.groups: 1 in this network can't become 0"),
     "number negative": (lambda plan: plan["numbers"]["a"].update(groups=-1), "a.groups: 1 .* can't become -1"),
     "number of nowhere": (lambda plan: plan["numbers"].update(ghost={"groups": 1}), "ghost.groups: None"),
-    "training switched": (lambda plan: plan["numbers"].update({"": {"training": 1}}), "training: None"),
+    "training switched": (lambda plan: plan["numbers"].update({"": {"training": 1}}), "training: True"),
     "statistics switched": (lambda plan: plan["numbers"]["bn"].update(track_running_stats=1), "bn.track_running"),
     "the network's own number": (lambda plan: plan["numbers"].update({"": {"depth": 1}}), r"\.depth: None"),
     "class exchanged": (lambda plan: plan["numbers"].update({"": {"__class__": 1}}), "__class__: None"),

@@ -16,6 +16,7 @@ from secateur.graph import state_of
 from secateur.plan import Plan
 from secateur.plan.plan import shown
 
+
 class Form(NamedTuple):
     """What a tensor is like: its type as safetensors calls it, and its shape."""
 
