@@ -1,10 +1,11 @@
 """Tiny runs that are killed with SIGKILL again and again, and resumed until they end. Run by test_resume.py.
 
-    python killed_runs.py '{"run folder": ["moment", ...], ...}'
+    python killed_runs.py '{"run folder": ["moment", ...], ...}' '{"section": {...}, ...}'
 
 Each attempt is a process of its own, forked from this one so that nothing is imported twice. A moment is `event:n`: the
 process kills itself at the n-th event of that name in the attempt; or `after:seconds`: it is killed from outside. The
-last attempt is one that nothing kills. Prints how the attempts of each run ended, as JSON.
+last attempt is one that nothing kills. The sections are put into the recipe of all runs. Prints how the attempts of
+each run ended, as JSON.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def kill_at(event: str, n: int) -> None:
         raise ValueError(event)
 
 
-def attempt(out: Path, moment: str | None) -> str:
+def attempt(out: Path, recipe: Recipe, moment: str | None) -> str:
     """One attempt to finish the run; returns 'done' or 'killed'."""
     event, _, number = (moment or "never:0").partition(":")
     child = os.fork()
@@ -98,7 +99,7 @@ def attempt(out: Path, moment: str | None) -> str:
         try:
             if event not in ("never", "after"):
                 kill_at(event, int(number))
-            Experiment(Recipe.model_validate(RECIPE), out, resume=True, progress=ProgressDisplay(quiet=True)).run()
+            Experiment(recipe, out, resume=True, progress=ProgressDisplay(quiet=True)).run()
             code = 0
         except BaseException:
             traceback.print_exc()
@@ -119,7 +120,8 @@ def attempt(out: Path, moment: str | None) -> str:
 def main() -> None:
     torch.set_num_threads(1)
     runs = json.loads(sys.argv[1])
-    ends = {out: [attempt(Path(out), moment) for moment in [*moments, None]] for out, moments in runs.items()}
+    recipe = Recipe.model_validate({**RECIPE, **json.loads(sys.argv[2])})
+    ends = {out: [attempt(Path(out), recipe, moment) for moment in [*moments, None]] for out, moments in runs.items()}
     print(json.dumps(ends))
 
 

@@ -137,6 +137,19 @@ def test_a_bias_is_made_where_no_norm_follows_or_another_reads_along() -> None:
         assert isinstance(result.model.second.bias, nn.Parameter) and model.second.bias is None
 
 
+@pytest.mark.parametrize("mode", ["mean", "least_squares"])
+def test_where_no_bias_is_to_be_made_the_constant_is_dropped_and_said_so(mode: str) -> None:
+    model = ready(Pair(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1, bias=False)))
+    graph = secateur.trace(model, X)
+    plan = removing(graph, "first.weight", 0, [2, 3])
+    result = secateur.compensate(model, graph, plan, batches(), mode, new_biases=False)
+    assert result.model.second.bias is None
+    assert result.model.state_dict().keys() == secateur.apply(model, plan).state_dict().keys()
+    (consumer,) = result.consumers
+    assert consumer.into == (() if mode == "mean" else ("second.weight",))
+    assert "it has no bias, and none is to be made" in consumer.note
+
+
 def test_a_norm_behind_two_convolutions_is_left_and_a_bias_made() -> None:
     class Behind(nn.Module):
         def __init__(self) -> None:

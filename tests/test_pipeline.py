@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import secateur
+from secateur.data.augment import normalise
 from secateur.errors import (
     BudgetError,
     CannotError,
@@ -136,6 +138,112 @@ def test_one_stage_after_the_other_ends_like_the_whole_run(tmp_path: Path, prune
     assert experiment(tiny(), out, resume=True).run()["seconds"] == result["seconds"]
 
 
+def whole() -> secateur.Cost:
+    return secateur.cost(unet(), torch.zeros(1, 3, 32, 48))
+
+
+GOALS: dict[str, tuple[dict[str, float], list[float]]] = {
+    "a fraction": ({"params": 0.4}, [0.8, 0.6, 0.4]),
+    "an absolute budget": ({"macs": 0.4 * whole().macs}, [0.8, 0.6, 0.4]),
+    "a ratio": ({"pruning_ratio": 0.6}, [0.2, 0.4, 0.6]),
+}
+
+
+@pytest.mark.parametrize("name", GOALS)
+def test_several_cuts_lead_to_the_budget(tmp_path: Path, name: str) -> None:
+    budget, goals = GOALS[name]
+    [(what, limit)] = budget.items()
+    method = {"name": "cap", "options": {"pull": [0.1, 0.2], "update": "proximal"}}
+    recipe = tiny(budget=budget, schedule={"steps": 3, "epochs": 1}, method=method)
+    out = tmp_path / "run"
+    experiment(recipe, out).train()
+    partial = experiment(recipe, out, resume=True).prune()
+    result = experiment(recipe, out, resume=True).run()
+    assert [row["stage"] for row in result["stages"]] == ["unpruned", "pruned", "recalibrated", "finetuned"]
+    assert [row["stage"] for row in result["schedule"]] == ["step-1", "step-2"] and partial["schedule"] == result[
+        "schedule"
+    ]
+    for row, goal in zip(result["schedule"], goals, strict=False):
+        assert row["budget"]["asked"] == {what: pytest.approx(goal)}
+        achieved = row["budget"]["achieved"][what]
+        assert (goal - 0.01 if what == "pruning_ratio" else goal - 0.1) <= achieved <= goal + 1e-9
+        if what != "pruning_ratio":  # counted without any memory of the steps
+            assert row[what] / getattr(whole(), what) == pytest.approx(achieved)
+        assert row["verification"]["ok"] and 0 <= row["miou"] <= 1 and 0 <= row["trained_miou"] <= 1
+    assert result["budget"]["asked"] == {what: limit} and result["verification"]["ok"]
+    sizes = [result["stages"][0], *result["schedule"], result["stages"][1]]
+    assert all(a["params"] > b["params"] for a, b in itertools.pairwise(sizes))
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines] == ["train", "train", "sparsify", "step-2", "step-3", "finetune"]
+    assert ["gamma_median" in line for line in lines] == [False, False, True, True, True, False]
+    assert result["steps"]["prune"] == result["steps"]["step-2"] == result["steps"]["finetune"]
+    final = secateur.load(out / "model.safetensors", unet())
+    assert result["stages"][-1]["params"] == sum(p.numel() for p in final.parameters())
+    assert "step-1: mIoU" in (out / "log.txt").read_text()
+
+
+def test_between_cuts_a_pull_goes_on_at_its_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, float]] = []
+    begin = secateur.Pruner.begin
+
+    def noted(pruner: secateur.Pruner, steps: int, lr_sum: float, *rest: Any) -> None:
+        told.append((steps, lr_sum))
+        begin(pruner, steps, lr_sum, *rest)
+
+    monkeypatch.setattr(secateur.Pruner, "begin", noted)
+    method = {"name": "network_slimming", "options": {"pull": 0.1, "update": "proximal"}}
+    recipe = tiny(method=method, sparsify={"epochs": 2}, schedule={"steps": 2, "epochs": 1})
+    experiment(recipe, tmp_path / "run").run()
+    assert len(told) == 2 and told[0] == told[1] and told[0][0] == 4
+
+
+def test_without_a_schedule_there_is_none(pruned_run: Path) -> None:
+    result = json.loads((pruned_run / "result.json").read_text())
+    assert result["schedule"] == [] and result["compensation"] is None
+
+
+@pytest.mark.parametrize("mode", ["mean", "least_squares"])
+def test_what_was_cut_is_carried_over_into_what_stays(tmp_path: Path, pruned_run: Path, mode: str) -> None:
+    recipe = tiny(compensate={"mode": mode, "batches": 2}, finetune={"epochs": 0})
+    result = experiment(recipe, tmp_path / "run").run()
+    ladder = ["unpruned", "pruned", "compensated", "recalibrated", "finetuned"]
+    if mode == "least_squares":
+        ladder.remove("recalibrated")
+    assert [row["stage"] for row in result["stages"]] == ladder
+    assert (result["recalibration_batches"] == 0) == (mode == "least_squares")
+    before = json.loads((pruned_run / "result.json").read_text())["stages"]
+    assert result["stages"][1]["per_class"] == before[1]["per_class"]  # the same cut
+    assert result["stages"][2]["per_class"] != before[1]["per_class"]
+    assert result["compensation"]["mode"] == mode and result["compensation"]["consumers"] >= 3
+    assert result["compensation"]["left_alone"] == []
+    if mode == "least_squares":  # nothing changes the network afterwards
+        assert result["stages"][-1]["per_class"] == result["stages"][2]["per_class"]
+
+
+def test_compensation_is_measured_on_training_images_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the stage does is what `secateur.compensate` does with the first plain training batches."""
+    seen: dict[str, Any] = {}
+
+    def noted(model: Any, graph: Any, plan: Any, data: Any, mode: str, **options: Any) -> secateur.Compensated:
+        seen.update(images=[images for images, _ in itertools.islice(data, 2)], options=options)
+        seen["result"] = secateur.compensate(model, graph, plan, seen["images"], mode, new_biases=False)
+        return seen["result"]
+
+    monkeypatch.setattr("secateur.pipeline.experiment.compensate", noted)
+    recipe = tiny(compensate={"mode": "least_squares", "batches": 2}, data={"flip": 1.0, "scale": (0.5, 0.5)})
+    run = experiment(recipe, tmp_path / "run")
+    run.train()
+    run.prune()
+    samples = [torch.from_numpy(normalise(run.inputs.data["train"].read(i).image)).permute(2, 0, 1) for i in range(8)]
+    assert seen["options"] == {"batches": 2, "new_biases": False} and len(seen["images"]) == 2
+    for image in torch.cat(seen["images"]):
+        assert any(torch.equal(image, sample) for sample in samples)
+    pruned = secateur.load(tmp_path / "run" / "checkpoints" / "pruned.safetensors", unet()).state_dict()
+    assert all(torch.equal(pruned[name], tensor) for name, tensor in seen["result"].model.state_dict().items())
+
+
 @pytest.mark.parametrize("stage", ["prune", "finetune", "evaluate"])
 def test_a_stage_without_the_one_before_says_which_is_missing(tmp_path: Path, stage: str) -> None:
     out = tmp_path / "run"
@@ -244,6 +352,11 @@ MISTAKES: dict[str, tuple[dict[str, dict[str, Any]], type[SecateurError], str]] 
         {"model": {"plan": "{run}/plan.json", "width": 6}, "method": {"name": "none"}},
         PlanError,
         "does not fit",
+    ),
+    "geometric to nothing": (
+        {"budget": {"pruning_ratio": 1.0}, "schedule": {"steps": 2, "kind": "geometric"}},
+        MethodError,
+        "never comes to nothing",
     ),
     "budget out of reach": ({"budget": {"params": 1e-4}}, BudgetError, r"\d%\) is the least"),
     "half precision": ({"run": {"precision": 16}}, RecipeError, "needs a GPU"),

@@ -64,6 +64,12 @@ def test_null_in_a_later_stage_means_as_in_train():
     assert recipe.stage("train") is recipe.train
 
 
+def test_between_cuts_the_network_is_trained_as_in_finetune():
+    recipe = Recipe.model_validate({"finetune": {"optimizer": "sgd", "epochs": 9}, "schedule": {"epochs": 4}})
+    assert recipe.stage("schedule") == recipe.stage("finetune").model_copy(update={"epochs": 4})
+    assert recipe.stage("schedule").optimizer == "sgd" and recipe.schedule.steps == 1
+
+
 def test_overrides_replace_values_and_are_read_as_yaml(write):
     path = write("train: {epochs: 3}\nbudget: {params: 0.4, min_keep: 0.2}\n")
     overrides = [
@@ -137,6 +143,26 @@ WRONG = {
         "budget: {params: null}\n",
         "line 1: budget: nothing is limited; expected exactly one of params, macs,",
     ),
+    "no steps": ("schedule: {steps: 0}\n", "schedule.steps: expected a number >= 1, got 0"),
+    "half a step": ("schedule: {steps: 2.5}\n", "schedule.steps: expected a whole number, got 2.5"),
+    "unknown kind of schedule": (
+        "schedule:\n  kind: linaer\n",
+        "line 2: schedule.kind: expected one of linear, geometric, cubic, got 'linaer'; did you mean 'linear'?",
+    ),
+    "steps to no cut": (
+        "method: {name: none}\nschedule:\n  steps: 3\n",
+        "line 2: schedule: method.name=none cuts nothing; expected steps: 1",
+    ),
+    "compensation of no cut": (
+        "method: {name: none}\ncompensate: {mode: mean}\n",
+        "line 2: compensate: method.name=none cuts nothing; expected mode: none",
+    ),
+    "unknown compensation": (
+        "compensate: {mode: least-squares}\n",
+        "compensate.mode: expected one of none, mean, least_squares, got 'least-squares'; "
+        "did you mean 'least_squares'?",
+    ),
+    "no calibration batches": ("compensate: {batches: 0}\n", "compensate.batches: expected a number >= 1, got 0"),
     "wrong choice": (
         "train: {optimizer: adamW}\n",
         "expected one of sgd, adam, adamw, got 'adamW'; did you mean 'adamw'?",
@@ -217,7 +243,7 @@ WRONG_OVERRIDES = {
     "train.epochs": ("expected section.key=value",),
     "=3": ("expected section.key=value",),
     "train.=3": ("expected section.key=value",),
-    "epochs=3": ("did you mean train.epochs or sparsify.epochs or finetune.epochs?",),
+    "epochs=3": ("did you mean train.epochs or sparsify.epochs or schedule.epochs or finetune.epochs?",),
     "nothing=3": ("expected section.key=value; known: budget,",),
     "trian.lr=3": ("trian: unknown section", "did you mean 'train'?"),
     "data.size=[": ("the value is not valid YAML",),

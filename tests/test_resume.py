@@ -31,15 +31,27 @@ CHAINS = {
     "at any time": ["after:0.15", "after:0.5", "after:0.7", "after:0.9", "after:0.6"],
 }
 
+# Of three cuts, with a training of 3 steps in front of the second and the third: in the first of these trainings, and
+# as its first checkpoint is written; later there; as the second cut's network is written, and as its record appears; in
+# the other training, and as the pruned network is about to appear.
+STEPS = {"schedule": {"steps": 3, "epochs": 1}, "compensate": {"mode": "least_squares", "batches": 2}}
+BETWEEN_CUTS = ["step:10", "half:1", "step:3", "half:2", "replace:2", "step:2", "replace:4"]
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[str]]]:
+Runs = tuple[Path, dict[str, list[str]]]
+
+
+def killed(folder: Path, chains: dict[str, list[str]], sections: dict[str, object]) -> Runs:
     """A folder with a run for every chain and an undisturbed one, "whole"; and how the attempts of each ended."""
-    folder = tmp_path_factory.mktemp("killed runs")
-    plan = {str(folder / name): moments for name, moments in {"whole": [], **CHAINS}.items()}
-    done = subprocess.run([sys.executable, str(SCRIPT), json.dumps(plan)], capture_output=True, text=True, check=False)
+    plan = {str(folder / name): moments for name, moments in {"whole": [], **chains}.items()}
+    command = [sys.executable, str(SCRIPT), json.dumps(plan), json.dumps(sections)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return folder, {Path(out).name: ends for out, ends in json.loads(done.stdout).items()}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return killed(tmp_path_factory.mktemp("killed runs"), CHAINS, {})
 
 
 def lines(run: Path) -> list[dict[str, object]]:
@@ -48,14 +60,29 @@ def lines(run: Path) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("chain", CHAINS)
-def test_a_run_killed_again_and_again_ends_bit_identically(runs: tuple[Path, dict[str, list[str]]], chain: str) -> None:
+def test_a_run_killed_again_and_again_ends_bit_identically(runs: Runs, chain: str) -> None:
     folder, ends = runs
-    out, whole = folder / chain, folder / "whole"
     assert ends["whole"] == ["done"]
     if chain == "at any time":  # how far each attempt comes depends on the machine
         assert (ends[chain][0], ends[chain][-1]) == ("killed", "done")
     else:
         assert ends[chain] == ["killed"] * len(CHAINS[chain]) + ["done"]
+    check_the_same(folder / chain, folder / "whole")
+
+
+def test_a_run_of_several_cuts_killed_between_them_ends_bit_identically(tmp_path: Path) -> None:
+    folder, ends = killed(tmp_path, {"chain": BETWEEN_CUTS}, STEPS)
+    assert ends == {"whole": ["done"], "chain": ["killed"] * len(BETWEEN_CUTS) + ["done"]}
+    check_the_same(folder / "chain", folder / "whole")
+    for name in ("cut-1", "cut-2", "pruned"):
+        file = Path("checkpoints") / f"{name}.safetensors"
+        expected, found = load_file(folder / "whole" / file), load_file(folder / "chain" / file)
+        assert expected.keys() == found.keys() and all(torch.equal(expected[key], found[key]) for key in expected)
+    assert len(json.loads((folder / "chain" / "result.json").read_text())["schedule"]) == 2
+
+
+def check_the_same(out: Path, whole: Path) -> None:
+    """What two runs leave is the same, but for times."""
     for name in ("parent.safetensors", "model.safetensors"):
         expected, found = load_file(whole / name), load_file(out / name)
         assert expected.keys() == found.keys()
@@ -63,6 +90,7 @@ def test_a_run_killed_again_and_again_ends_bit_identically(runs: tuple[Path, dic
     assert (out / "plan.json").read_bytes() == (whole / "plan.json").read_bytes()
     assert lines(out) == lines(whole)
     result, expected = (json.loads((run / "result.json").read_text()) for run in (out, whole))
-    for row, other in zip(result["stages"], expected["stages"], strict=True):
+    rows, others = (run["stages"] + run["schedule"] for run in (result, expected))
+    for row, other in zip(rows, others, strict=True):
         assert {**row, "latency_ms": 0} == {**other, "latency_ms": 0}
     assert not [path for path in out.rglob(".*")]

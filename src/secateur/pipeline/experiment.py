@@ -9,51 +9,34 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from functools import cached_property
+from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
 
-import numpy as np
 import torch
 from torch import nn
 
-from secateur import report
-from secateur.costs import cost
 from secateur.data import Loader
-from secateur.data.augment import normalise
 from secateur.errors import RunFolderError
-from secateur.files import atomic_path, write_json, write_text
-from secateur.metrics import Confusion, Scores
+from secateur.files import write_json, write_text
+from secateur.graph import Graph
 from secateur.pipeline.inputs import Inputs
-from secateur.pipeline.record import Record, number, result_of, rung
+from secateur.pipeline.measuring import Measuring
+from secateur.pipeline.record import Record, result_of
 from secateur.pipeline.same_recipe import check_same_recipe
+from secateur.pipeline.stages import STAGES, STEP, stages_of, train_stage
 from secateur.plan import Plan
-from secateur.pruner import Pruner
+from secateur.pruner import Pruner, Result
 from secateur.recipe import Recipe, dump_recipe
-from secateur.surgery import load, save
-from secateur.training import (
-    MetricsLog,
-    ProgressDisplay,
-    Settings,
-    evaluate,
-    fit,
-    latency,
-    predict,
-    read_state,
-    recalibrate,
-    seed_everything,
-    write_state,
-)
+from secateur.surgery import compensate, load, save
+from secateur.training import ProgressDisplay, read_state, recalibrate, write_state
 from secateur.training.devices import make_fabric
+from secateur.training.evaluate import device_of
 from secateur.training.run_folder import RunFolder
 from secateur.training.weights import load_weights, save_weights
 
 __all__ = ["STAGES", "Experiment"]
 
 log = logging.getLogger(__name__)
-
-STAGES = ("train", "sparsify", "prune", "finetune", "evaluate")
-Training = Literal["train", "sparsify", "finetune"]  # the stages that train
 
 
 class Experiment:
@@ -96,20 +79,23 @@ class Experiment:
         self.fabric.launch()
         if not self.fabric.is_global_zero:
             self.display.quiet = True
+        self.measuring = Measuring(self.inputs, self.fabric, self.display)
+        self.stages = stages_of(recipe)
 
     # The stages, for those who call them
 
     def run(self) -> Record:
         """All stages that are not done yet; returns the content of `result.json`."""
-        return self._perform(*STAGES)
+        return self._perform(*self.stages)
 
     def train(self) -> Record:
         """Trains the network, and sparsifies it if the method asks for it; returns the result so far."""
         return self._perform("train", "sparsify")
 
     def prune(self) -> Record:
-        """Cuts the trained network; returns the result so far: the ladder unpruned, pruned, recalibrated."""
-        return self._perform("prune")
+        """Cuts the trained network, in the steps of the schedule; returns the result so far: the ladder unpruned,
+        pruned, recalibrated."""
+        return self._perform(*(stage for stage in self.stages if stage.startswith(STEP)), "prune")
 
     def finetune(self) -> Record:
         """Trains the pruned network further; returns the result so far."""
@@ -121,10 +107,10 @@ class Experiment:
 
     def _perform(self, *stages: str) -> Record:
         done = self.folder.records()
-        for earlier in STAGES[: STAGES.index(stages[0])]:
+        for earlier in self.stages[: self.stages.index(stages[0])]:
             if earlier not in done:
                 raise RunFolderError(
-                    f"{self.folder.path} has no finished stage {earlier!r}, which {stages[0]!r} needs; "
+                    f"{self.folder.path} has no finished stage {earlier!r}, which {stages[-1]!r} needs; "
                     f"run `secateur train`, `prune`, `finetune` in this order with the same --out, or `secateur run`."
                 )
         self._create_folder()
@@ -132,7 +118,8 @@ class Experiment:
             for stage in stages:
                 if stage not in done:
                     log.info("stage %s", stage)
-                    self._finish(stage, getattr(self, f"_{stage}"))
+                    step = stage.removeprefix(STEP)
+                    self._finish(stage, partial(self._step, int(step)) if step != stage else getattr(self, f"_{stage}"))
             result = result_of(
                 self.folder.records(), self.recipe, self.inputs.method_options, self.command, self.fabric.device
             )
@@ -149,7 +136,7 @@ class Experiment:
         record = self._fit("train", model)
         if self.fabric.is_global_zero:
             save_weights(self.folder.parent, model)
-        return {**record, "rows": [self._measure("unpruned", model)]}
+        return {**record, "rows": [self.measuring.row("unpruned", model)]}
 
     def _sparsify(self) -> Record:
         """With the method's hooks, or as ordinary training if it has none, so that all methods see as many epochs."""
@@ -163,32 +150,46 @@ class Experiment:
             write_state(self.folder.sparsified, {"model": dict(model.state_dict()), "hooks": hooks})
         return record
 
+    def _step(self, number: int) -> Record:
+        """One of several cuts, not the last."""
+        pruner, record = self._ready_to_cut(number)
+        graph, earlier = pruner.graph, pruner.plan
+        result = self.inputs.cut(pruner, step=number)
+        hooks = pruner.state_dict()
+        pruner.close()
+        self._carry_over(graph, earlier, result)
+        row = self.measuring.row(f"{STEP}{number}", result.model)
+        if self.fabric.is_global_zero:
+            write_state(self.folder.cut(number), {"model": dict(result.model.state_dict()), "hooks": hooks})
+        return {**record, "cut": {**row, **_told(result)}}
+
     def _prune(self) -> Record:
-        state = read_state(self.folder.sparsified)
-        model = self.inputs.network()
-        model.load_state_dict(state["model"])
         if self.inputs.method is None:
+            model = self.inputs.network()
+            model.load_state_dict(read_state(self.folder.sparsified)["model"])
             self._save_pruned(model, self.inputs.start_plan or Plan({}))
             return {"rows": []}
-        pruner = self.inputs.pruner(self.inputs.to_be_cut(model))
-        if state["hooks"] is not None:
-            pruner.load_state_dict(state["hooks"])
+        pruner, record = self._ready_to_cut(self.recipe.schedule.steps)
+        graph, earlier = pruner.graph, pruner.plan
         result = self.inputs.cut(pruner)
         self.display.line(str(result))
-        rows = [self._measure("pruned", result.model)]
-        # every process takes the same images, so that all come to the same statistics
-        images = self.inputs.loader("train", self.recipe.train.batch_size, training=True)
-        batches = recalibrate(result.model, images, self.recipe.evaluate.recalibrate_batches)
+        rows = [self.measuring.row("pruned", result.model)]
+        compensation = self._carry_over(graph, earlier, result)
+        if compensation is not None:
+            rows.append(self.measuring.row("compensated", result.model))
+        batches = 0
+        # with least squares the statistics fit already: estimating them anew takes part of what was won away again
+        if self.recipe.compensate.mode != "least_squares":
+            batches = recalibrate(result.model, self._plain_images(), self.recipe.evaluate.recalibrate_batches)
         if batches:
-            rows.append(self._measure("recalibrated", result.model))
+            rows.append(self.measuring.row("recalibrated", result.model))
         self._save_pruned(result.model, result.plan)
-        assert result.report is not None  # the verification is never switched off here
         return {
+            **record,
             "rows": rows,
-            "budget": {what: dict(values) for what, values in result.budget.items()},
-            "verification": {"relative_error": float(result.report.relative_error), "ok": bool(result.report.ok)},
+            **_told(result),
+            "compensation": compensation,
             "recalibration_batches": batches,
-            "warnings": list(result.warnings),
         }
 
     def _finetune(self) -> Record:
@@ -202,13 +203,68 @@ class Experiment:
 
     def _evaluate(self) -> Record:
         final = load(self.folder.model, self.inputs.network(whole=True))
-        row = self._measure("finetuned", final)
+        row = self.measuring.row("finetuned", final)
         parent = self.inputs.network()
         load_weights(parent, self.folder.parent)
-        self._draw({"unpruned": parent, "finetuned" if self.inputs.method is None else "pruned": final})
+        self.measuring.draw(
+            self.folder.picture, {"unpruned": parent, "finetuned" if self.inputs.method is None else "pruned": final}
+        )
         return {"rows": [row]}
 
     # What the stages share
+
+    def _fit(self, stage: str, model: nn.Module, pruner: Pruner | None = None) -> Record:
+        return train_stage(stage, model, self.inputs, self.folder, self.fabric, self.measuring, pruner)
+
+    def _ready_to_cut(self, number: int) -> tuple[Pruner, Record]:
+        """The pruner of the network as the cut before left it, or the sparsity training, and trained since; and the
+        record of this training."""
+        state = read_state(self.folder.cut(number - 1))
+        model = self.inputs.network()
+        if number == 1:
+            model.load_state_dict(state["model"])
+        pruner = self.inputs.pruner(self.inputs.to_be_cut(model))
+        if state["hooks"] is not None:
+            pruner.load_state_dict(state["hooks"])
+        if number == 1:
+            return pruner, {}
+        model.load_state_dict(state["model"])  # of the shapes that the pruner has just cut it to
+        device = device_of(model)
+        stage = f"{STEP}{number}"
+        record = self._fit(stage, model, pruner if pruner.needs_training else None)
+        model.to(device)  # where the pruner's example inputs are
+        if self.fabric.is_global_zero:
+            self.folder.checkpoints_of(stage).tidy()
+        return pruner, {"steps": record["steps"], "trained_miou": record["miou"]}
+
+    def _carry_over(self, graph: Graph, earlier: Plan, result: Result) -> Record | None:
+        """Puts into the weights that stay what a cut took away, if the recipe says so.
+
+        Args:
+            graph: of the network in front of the cut.
+            earlier: what had been removed from the original by then.
+            result: of the cut; its network is changed.
+        """
+        settings = self.recipe.compensate
+        if settings.mode == "none":
+            return None
+        carried = compensate(
+            graph.model.to(self.fabric.device),
+            graph,
+            result.plan.since(earlier),
+            self._plain_images().epoch(0),
+            settings.mode,
+            batches=settings.batches,
+            new_biases=False,  # the file of the pruned network must fit the network as its factory makes it
+        )
+        result.model.load_state_dict(carried.model.state_dict())
+        log.info("%s", carried)
+        left_alone = [str(consumer) for consumer in carried.left_alone]
+        return {"mode": settings.mode, "consumers": len(carried.consumers), "left_alone": left_alone}
+
+    def _plain_images(self) -> Loader:
+        """Training images as they are; the same for every process, so that all come to the same statistics."""
+        return self.inputs.loader("train", self.recipe.train.batch_size, training=True)
 
     def _finish(self, stage: str, work: Callable[[], Record]) -> None:
         begin = time.perf_counter()
@@ -218,83 +274,10 @@ class Experiment:
             self.folder.finish(stage, record)
         self.fabric.barrier()
 
-    def _fit(self, stage: Training, model: nn.Module, pruner: Pruner | None = None) -> Record:
-        recipe = self.recipe.stage(stage)
-        shared = recipe.model_dump(exclude={"batch_size", "class_weights"})
-        earlier = get_args(Training)[: get_args(Training).index(stage)]
-        metrics = MetricsLog(self.folder.metrics, self.folder.tensorboard if self.recipe.run.tensorboard else None)
-        seed_everything(self.recipe.run.seed + STAGES.index(stage))
-        try:
-            result = fit(
-                model,
-                self._loader(recipe.batch_size),
-                Settings(
-                    **shared,
-                    checkpoint_minutes=self.recipe.run.checkpoint_minutes,
-                    channels_last=self.recipe.run.channels_last,
-                ),
-                self.fabric,
-                stage=stage,
-                first_epoch=sum(self.recipe.stage(name).epochs for name in earlier),
-                class_weights=None if recipe.class_weights == "none" else self.inputs.class_weights,
-                hooks=pruner,
-                evaluate=self._scores,
-                checkpoints=self.folder.checkpoints_of(stage),
-                metrics=metrics,
-                display=self.display,
-            )
-        finally:
-            metrics.close()
-        scores = result.scores
-        return {
-            "steps": result.steps,
-            "seconds": result.seconds,
-            "waiting_share": result.waiting_share,
-            "miou": None if scores is None else number(scores.miou),
-        }
-
-    def _loader(self, batch_size: int) -> Loader:
-        rank, of = self.fabric.global_rank, self.fabric.world_size
-        return self.inputs.loader("train", batch_size, training=True, augment=True, rank=rank, of=of)
-
-    @cached_property
-    def _val_loader(self) -> Loader:
-        rank, of = self.fabric.global_rank, self.fabric.world_size
-        return self.inputs.loader("val", self.recipe.evaluate.batch_size, rank=rank, of=of)
-
     def _save_pruned(self, model: nn.Module, plan: Plan) -> None:
         if self.fabric.is_global_zero:
             write_text(self.folder.plan, plan.to_json())
             save(self.folder.pruned, model, plan)
-
-    def _measure(self, stage: str, model: nn.Module) -> Record:
-        """One rung of the accuracy ladder."""
-        counted = cost(model.to("cpu"), self.inputs.example)
-        if self.recipe.run.channels_last:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        model.to(self.fabric.device)
-        scores = self._scores(model)
-        repeats = self.recipe.evaluate.latency_repeats
-        row = rung(stage, scores, counted, latency(model, self.inputs.example, repeats) if repeats else None)
-        size = f"{counted.params:,} parameters, {counted.macs:,} MACs"
-        self.display.line(f"{stage}: mIoU {100 * scores.miou:.1f} %, {size}")
-        return row
-
-    def _scores(self, model: nn.Module) -> Scores:
-        confusion = Confusion(self.inputs.data["val"].classes, self.inputs.data["val"].ignore_index, self.fabric.device)
-        return evaluate(model, self._val_loader, confusion)
-
-    def _draw(self, networks: dict[str, nn.Module]) -> None:
-        val = self.inputs.data["val"]
-        wanted = min(self.recipe.evaluate.pictures, len(val))
-        if not wanted or not self.fabric.is_global_zero:
-            return
-        samples = [val.read(int(index)) for index in np.linspace(0, len(val) - 1, wanted)]
-        inputs = [torch.from_numpy(normalise(sample.image)).permute(2, 0, 1)[None] for sample in samples]
-        rows = {name: [predict(model, image)[0].numpy() for image in inputs] for name, model in networks.items()}
-        with atomic_path(self.folder.picture) as temporary:
-            images, labels = [s.image for s in samples], [s.label for s in samples]
-            report.picture(temporary, images, labels, rows, val.palette, val.classes)
 
     def _create_folder(self) -> None:
         if self.fabric.is_global_zero:
@@ -302,3 +285,13 @@ class Experiment:
             if not self.folder.recipe.exists():
                 write_text(self.folder.recipe, dump_recipe(self.recipe))
         self.fabric.barrier()
+
+
+def _told(result: Result) -> Record:
+    """What a cut was asked, what it came to, whether it is exact, and what is to be warned of."""
+    assert result.report is not None  # the verification is never switched off here
+    return {
+        "budget": {what: dict(values) for what, values in result.budget.items()},
+        "verification": {"relative_error": float(result.report.relative_error), "ok": bool(result.report.ok)},
+        "warnings": list(result.warnings),
+    }

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.costs import agreed, cost, table_of
 from secateur.data import Augment, Loader, SegmentationDataset, class_weights, make_loader, open_dataset
 from secateur.errors import MethodError, ModelError, PlanError, RecipeError, SecateurError
 from secateur.methods import get_method
 from secateur.models import create_model
+from secateur.pipeline.schedule import Asked, on_the_way
 from secateur.plan import Plan
 from secateur.pruner import Pruner, Result
 from secateur.recipe import Recipe
@@ -79,18 +81,29 @@ class Inputs:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model.to(self.device)
 
-    def cut(self, pruner: Pruner) -> Result:
-        """The cut that the recipe's budget asks for."""
+    def cut(self, pruner: Pruner, step: int | None = None) -> Result:
+        """The cut that the recipe's budget asks for, or the first, second ... of its schedule."""
         budget = self.recipe.budget
-        return pruner.finish(
-            pruning_ratio=budget.pruning_ratio,
-            budget=budget.limits,
+        asked = Asked(budget.pruning_ratio, budget.limits, budget.ratios)
+        cut = pruner.finish
+        if step is not None:
+            asked, cut = on_the_way(asked, self.recipe.schedule, step, self._whole), pruner.step
+        return cut(
+            pruning_ratio=asked.pruning_ratio,
+            budget=asked.budget,
             scope=budget.scope,
             min_keep=budget.min_keep,
             round_to=budget.round_to,
             protect=budget.protect,
-            ratios=budget.ratios,
+            ratios=asked.ratios,
         )
+
+    def _whole(self, resource: str) -> float:
+        """What the unpruned network has of a resource; its latency is measured."""
+        network = self.to_be_cut(self.network())
+        if resource != "latency":
+            return float(getattr(cost(network, self.example), resource))
+        return agreed(lambda: table_of(None).stopwatch.network(network, self.example.to(device_of(network))))
 
     def loader(
         self, split: str, batch_size: int, training: bool = False, augment: bool = False, rank: int = 0, of: int = 1
@@ -170,4 +183,7 @@ class Inputs:
     def _check_cut(self) -> None:
         """Cuts an untrained network to the budget, so that an hour of training isn't spent on what can't be had."""
         if self.method is not None:
-            self.cut(self.pruner(self.to_be_cut(self.network())))
+            pruner = self.pruner(self.to_be_cut(self.network()))
+            if self.recipe.schedule.steps > 1:
+                self.cut(pruner, step=1)
+            self.cut(pruner)

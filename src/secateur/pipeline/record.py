@@ -48,11 +48,13 @@ def result_of(
     prune = records.get("prune", {})
     return {
         "stages": [row for record in records.values() for row in record.get("rows", ())],
+        "schedule": _schedule(records, recipe.schedule.steps),
         "budget": prune.get("budget"),
         "verification": prune.get("verification"),
         "method": {"name": recipe.method.name, "options": _plain(options)},
         "network": recipe.model.name,
         "sparsified_miou": records.get("sparsify", {}).get("miou"),
+        "compensation": prune.get("compensation"),
         "recalibration_batches": prune.get("recalibration_batches", 0),
         "seconds": {stage: round(record["seconds"], 3) for stage, record in records.items()},
         "waiting_share": {s: record["waiting_share"] for s, record in records.items() if "waiting_share" in record},
@@ -69,6 +71,16 @@ def result_of(
             "python": platform.python_version(),
         },
     }
+
+
+def _schedule(records: Mapping[str, Record], steps: int) -> list[Record]:
+    """One row for every cut but the last, with the mIoU that the training after it came to, if that is done."""
+    rows = []
+    for step in range(1, steps):
+        if record := records.get(f"step-{step}"):
+            following = records.get(f"step-{step + 1}" if step + 1 < steps else "prune", {})
+            rows.append({**record["cut"], "trained_miou": following.get("trained_miou")})
+    return rows
 
 
 def number(value: float) -> float | None:

@@ -8,6 +8,8 @@ from secateur.recipe.reader import load_recipe
 from secateur.recipe.schema import (
     BUDGET_KEYS,
     Budget,
+    Compensate,
+    CutSchedule,
     Data,
     Evaluate,
     Finetune,
@@ -24,6 +26,8 @@ from secateur.recipe.writer import dump_recipe
 __all__ = [
     "BUDGET_KEYS",
     "Budget",
+    "Compensate",
+    "CutSchedule",
     "Data",
     "Evaluate",
     "Finetune",

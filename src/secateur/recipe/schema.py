@@ -190,6 +190,25 @@ class Finetune(_Later):
     lr: Rate | None = Field(default=None, description="highest learning rate; null: a third of train.lr")
 
 
+class CutSchedule(Section):
+    """Several cuts on the way to the budget, with training in front of each but the first."""
+
+    steps: Positive = Field(default=1, description="number of cuts; 1 cuts to the budget at once")
+    epochs: Count = Field(default=2, description="passes over the training images between two cuts, as in finetune")
+    kind: Literal["linear", "geometric", "cubic"] = Field(
+        default="linear", description="how what remains falls from cut to cut: linear, geometric or cubic"
+    )
+
+
+class Compensate(Section):
+    """Right after every cut, what the removed channels did is carried over into the weights that stay."""
+
+    mode: Literal["none", "mean", "least_squares"] = Field(
+        default="none", description="none, mean (into biases) or least_squares (into kernels, too)"
+    )
+    batches: Positive = Field(default=50, description="training batches that it is measured on, not augmented")
+
+
 class Evaluate(Section):
     """What is measured."""
 
@@ -227,6 +246,8 @@ class Recipe(Section):
     budget: Budget = Field(default_factory=Budget, description=Budget.__doc__)
     train: Train = Field(default_factory=Train, description=Train.__doc__)
     sparsify: Sparsify = Field(default_factory=Sparsify, description=Sparsify.__doc__)
+    schedule: CutSchedule = Field(default_factory=CutSchedule, description=CutSchedule.__doc__)
+    compensate: Compensate = Field(default_factory=Compensate, description=Compensate.__doc__)
     finetune: Finetune = Field(default_factory=Finetune, description=Finetune.__doc__)
     evaluate: Evaluate = Field(default_factory=Evaluate, description=Evaluate.__doc__)
     run: Run = Field(default_factory=Run, description=Run.__doc__)
@@ -257,10 +278,23 @@ class Recipe(Section):
             )
         return self
 
-    def stage(self, name: Literal["train", "sparsify", "finetune"]) -> Train:
+    @model_validator(mode="after")
+    def _nothing_around_no_cut(self) -> Recipe:
+        for key, idle in (("schedule", self.schedule.steps == 1), ("compensate", self.compensate.mode == "none")):
+            if self.method.name == "none" and not idle:
+                raise PydanticCustomError(
+                    "at_key",
+                    "method.name=none cuts nothing; expected {way_out}",
+                    {"key": key, "way_out": {"schedule": "steps: 1", "compensate": "mode: none"}[key]},
+                )
+        return self
+
+    def stage(self, name: Literal["train", "sparsify", "schedule", "finetune"]) -> Train:
         """The settings of one training stage with every null filled in from `train`."""
         if name == "train":
             return self.train
+        if name == "schedule":
+            return self.stage("finetune").model_copy(update={"epochs": self.schedule.epochs})
         own = {key: value for key, value in getattr(self, name) if value is not None}
         if name == "finetune":
             own.setdefault("lr", self.train.lr / 3)

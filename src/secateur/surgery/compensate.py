@@ -43,6 +43,7 @@ def compensate(
     *,
     batches: int | None = None,
     ridge: float = 1e-4,
+    new_biases: bool = True,
 ) -> Compensated:
     """Cut a network to a plan and carry over what the removed channels did, as measured on calibration batches.
 
@@ -76,6 +77,8 @@ def compensate(
         batches: how many batches to read; None for all.
         ridge: of least squares, relative to each kept channel's variance. More of it keeps R small where kept channels
             are nearly combinations of each other; what they read is itself changed by the cuts in front of them.
+        new_biases: make biases where there are none and no batch norm can take the constant; otherwise it is dropped,
+            and the cut network has no tensor that the original lacks.
 
     Returns:
         The cut network and, consumer by consumer, what was changed.
@@ -99,6 +102,9 @@ def compensate(
     _, gone = gone_of(graph, plan)
     found = consumers_of(graph, model, gone)
     seats = {c.name: seat_of(graph, c) for c in found if not c.problem}
+    if not new_biases:
+        none = Seat(problem="it has no bias, and none is to be made")
+        seats |= {c.name: none for c in found if c.name in seats and seats[c.name].bias and c.module.bias is None}
     statistics = {
         c.name: Statistics(c, products=mode == "least_squares" and not _no_regression(c))
         for c in found

@@ -92,6 +92,7 @@ def fit(
     class_weights: Tensor | None = None,
     ignore_index: int = 255,
     hooks: Hooks | None = None,
+    hooks_follow: Settings | None = None,
     evaluate: Callable[[nn.Module], Scores] | None = None,
     checkpoints: CheckpointFolder | None = None,
     metrics: MetricsLog | None = None,
@@ -112,6 +113,8 @@ def fit(
         class_weights: (K,) for the loss.
         ignore_index: the label that counts for nothing.
         hooks: a training-time pruning method, attached to `model`.
+        hooks_follow: the training whose length and learning rates the hooks are told, where this one only goes on with
+            what they did there: a pull that is given as a total then goes on at its rate. Its own by default.
         evaluate: called with `model` every `settings.evaluate_every` epochs and at the end.
         checkpoints: where to keep them; None keeps none.
         metrics: gets one line per epoch.
@@ -134,6 +137,7 @@ def fit(
         class_weights,
         ignore_index,
         hooks,
+        hooks_follow or settings,
         evaluate,
         checkpoints,
         metrics,
@@ -154,6 +158,7 @@ class _Stage:
     class_weights: Tensor | None
     ignore_index: int
     hooks: Hooks | None
+    hooks_follow: Settings
     evaluate: Callable[[nn.Module], Scores] | None
     checkpoints: CheckpointFolder | None
     metrics: MetricsLog | None
@@ -180,8 +185,9 @@ class _Stage:
         total = settings.epochs * self.steps_per_epoch
         if self.hooks is not None:
             adaptive = settings.optimizer != "sgd"
-            momentum = 0.0 if adaptive else settings.momentum
-            self.hooks.begin(total, learning_rate_sum(settings, self.steps_per_epoch), momentum, adaptive)
+            momentum, told = 0.0 if adaptive else settings.momentum, self.hooks_follow
+            lr_sum = learning_rate_sum(told, self.steps_per_epoch)
+            self.hooks.begin(told.epochs * self.steps_per_epoch, lr_sum, momentum, adaptive)
         self.restore()
         if self.metrics is not None and self.fabric.is_global_zero:
             self.metrics.rewind(lambda line: line.get("stage") != self.stage or line.get("step", 0) <= self.at.step)

@@ -77,6 +77,10 @@ class RunFolder:
         write_json(self._stages, {**self.records(), stage: record})
         self.checkpoints_of(stage).tidy(keep=1)
 
+    def cut(self, step: int) -> Path:
+        """The network after one of several cuts (1 is the first); after none, the sparsified one."""
+        return self.checkpoints / f"cut-{step}.safetensors" if step else self.sparsified
+
     def checkpoints_of(self, stage: str) -> CheckpointFolder:
         """The training checkpoints of one stage."""
         return CheckpointFolder(self.checkpoints / stage)

@@ -1,0 +1,67 @@
+"""How a run measures its networks: scores on the validation split, costs, latency, pictures."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from secateur import report
+from secateur.costs import cost
+from secateur.data import Loader
+from secateur.data.augment import normalise
+from secateur.files import atomic_path
+from secateur.metrics import Confusion, Scores
+from secateur.pipeline.inputs import Inputs
+from secateur.pipeline.record import Record, rung
+from secateur.training import ProgressDisplay, evaluate, latency, predict
+
+__all__ = ["Measuring"]
+
+
+class Measuring:
+    """Measures on what a recipe names, where Fabric computes."""
+
+    def __init__(self, inputs: Inputs, fabric: Fabric, display: ProgressDisplay) -> None:
+        self.recipe, self.inputs = inputs.recipe, inputs
+        self.fabric, self.display = fabric, display
+
+    @cached_property
+    def _loader(self) -> Loader:
+        rank, of = self.fabric.global_rank, self.fabric.world_size
+        return self.inputs.loader("val", self.recipe.evaluate.batch_size, rank=rank, of=of)
+
+    def row(self, stage: str, model: nn.Module) -> Record:
+        """One rung of the accuracy ladder, which is also shown; the network is on Fabric's device afterwards."""
+        counted = cost(model.to("cpu"), self.inputs.example)
+        if self.recipe.run.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(self.fabric.device)
+        scores = self.scores(model)
+        repeats = self.recipe.evaluate.latency_repeats
+        row = rung(stage, scores, counted, latency(model, self.inputs.example, repeats) if repeats else None)
+        size = f"{counted.params:,} parameters, {counted.macs:,} MACs"
+        self.display.line(f"{stage}: mIoU {100 * scores.miou:.1f} %, {size}")
+        return row
+
+    def scores(self, model: nn.Module) -> Scores:
+        """Of a network on Fabric's device."""
+        confusion = Confusion(self.inputs.data["val"].classes, self.inputs.data["val"].ignore_index, self.fabric.device)
+        return evaluate(model, self._loader, confusion)
+
+    def draw(self, path: Path, networks: dict[str, nn.Module]) -> None:
+        """The picture of what the networks predict, by name; none if the recipe wants no images in it."""
+        val = self.inputs.data["val"]
+        wanted = min(self.recipe.evaluate.pictures, len(val))
+        if not wanted or not self.fabric.is_global_zero:
+            return
+        samples = [val.read(int(index)) for index in np.linspace(0, len(val) - 1, wanted)]
+        inputs = [torch.from_numpy(normalise(sample.image)).permute(2, 0, 1)[None] for sample in samples]
+        rows = {name: [predict(model, image)[0].numpy() for image in inputs] for name, model in networks.items()}
+        with atomic_path(path) as temporary:
+            images, labels = [s.image for s in samples], [s.label for s in samples]
+            report.picture(temporary, images, labels, rows, val.palette, val.classes)

@@ -1,0 +1,88 @@
+"""The stages of a run by name, and how those that train do it."""
+
+from __future__ import annotations
+
+from lightning_fabric import Fabric
+from torch import nn
+
+from secateur.pipeline.inputs import Inputs
+from secateur.pipeline.measuring import Measuring
+from secateur.pipeline.record import Record, number
+from secateur.pruner import Pruner
+from secateur.recipe import Recipe, Train
+from secateur.training import MetricsLog, Settings, fit, seed_everything
+from secateur.training.run_folder import RunFolder
+
+__all__ = ["STAGES", "STEP", "stages_of", "train_stage"]
+
+STAGES = ("train", "sparsify", "prune", "finetune", "evaluate")
+STEP = "step-"  # of several cuts, all but the last are stages of their own in front of "prune": step-1, step-2 ...
+
+
+def stages_of(recipe: Recipe) -> tuple[str, ...]:
+    """All stages of a recipe, in their order."""
+    steps = (f"{STEP}{step}" for step in range(1, recipe.schedule.steps))
+    return (*STAGES[:2], *steps, *STAGES[2:])
+
+
+def train_stage(
+    stage: str,
+    model: nn.Module,
+    inputs: Inputs,
+    folder: RunFolder,
+    fabric: Fabric,
+    measuring: Measuring,
+    pruner: Pruner | None = None,
+) -> Record:
+    """Trains a network, in place, as the recipe says for this stage: "train", "sparsify", "finetune", or a step's
+    training in front of its cut. Goes on from the stage's newest checkpoint.
+
+    Returns:
+        Optimizer steps, seconds, the share of them spent waiting, and the last mIoU.
+    """
+    recipe = inputs.recipe
+    # of several cuts all but the first have a training in front of them
+    steps = [f"{STEP}{step}" for step in range(2, recipe.schedule.steps + 1)]
+    trainings = ["train", "sparsify", *steps, "finetune"]
+    settings = _section(recipe, stage)
+    between, sparsify = stage in steps, recipe.stage("sparsify")
+    rank, of = fabric.global_rank, fabric.world_size
+    metrics = MetricsLog(folder.metrics, folder.tensorboard if recipe.run.tensorboard else None)
+    seed_everything(recipe.run.seed + (len(STAGES) + steps.index(stage) if between else STAGES.index(stage)))
+    try:
+        result = fit(
+            model,
+            inputs.loader("train", settings.batch_size, training=True, augment=True, rank=rank, of=of),
+            _settings(recipe, settings),
+            fabric,
+            stage=stage,
+            first_epoch=sum(_section(recipe, name).epochs for name in trainings[: trainings.index(stage)]),
+            class_weights=None if settings.class_weights == "none" else inputs.class_weights,
+            hooks=pruner,
+            # between cuts a method's pull goes on at its rate, rather than once more as a whole
+            hooks_follow=_settings(recipe, sparsify) if between and sparsify.epochs else None,
+            evaluate=measuring.scores,
+            checkpoints=folder.checkpoints_of(stage),
+            metrics=metrics,
+            display=measuring.display,
+        )
+    finally:
+        metrics.close()
+    return {
+        "steps": result.steps,
+        "seconds": result.seconds,
+        "waiting_share": result.waiting_share,
+        "miou": None if result.scores is None else number(result.scores.miou),
+    }
+
+
+def _section(recipe: Recipe, stage: str) -> Train:
+    return recipe.stage("schedule" if stage.startswith(STEP) else stage)  # type: ignore[arg-type]
+
+
+def _settings(recipe: Recipe, section: Train) -> Settings:
+    return Settings(
+        **section.model_dump(exclude={"batch_size", "class_weights"}),
+        checkpoint_minutes=recipe.run.checkpoint_minutes,
+        channels_last=recipe.run.channels_last,
+    )
