@@ -758,7 +758,7 @@ class Aliased(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = torch.sigmoid(self.n(self.a(x)))
         with torch.no_grad():
-            y.view(y.shape[0], 8, -1).neg_()
+            y.flatten(2).neg_()
         return self.head(y)
 
 

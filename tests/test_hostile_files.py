@@ -34,7 +34,7 @@ class Mini(nn.Module):
     def __init__(self, width: int = 4) -> None:
         super().__init__()
         self.a, self.bn, self.b = nn.Conv2d(3, width, 1), nn.BatchNorm2d(width), nn.Conv2d(width, 2, 1)
-        self.depth = 2
+        self.depth = 5
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.b(self.bn(self.a(x)))
@@ -382,14 +382,14 @@ MISFITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "another number of channels": (removing(1), "a.weight would be of shape .3, 3"),
     "nothing removed": (instead('{"removed": {}}'), "of another shape"),
     "no numbers": (lambda plan: plan.pop("numbers"), "would be of shape .2, 3, 1, 1., but"),
-    "numbers that lie": (lambda plan: plan["numbers"]["a"].update(out_channels=3), "a.weight would be of shape"),
+    "numbers that lie": (lambda plan: plan["numbers"]["a"].update(out_channels=3), "a.out_channels: 4 in"),
     "number that grows": (lambda plan: plan["numbers"]["a"].update(out_channels=10**15), "a.out_channels: 4 .* become"),
     "number zero": (lambda plan: plan["numbers"]["a"].update(groups=0), "a.groups: 1 in this network can't become 0"),
     "number negative": (lambda plan: plan["numbers"]["a"].update(groups=-1), "a.groups: 1 .* can't become -1"),
     "number of nowhere": (lambda plan: plan["numbers"].update(ghost={"groups": 1}), "ghost.groups: None"),
     "training switched": (lambda plan: plan["numbers"].update({"": {"training": 1}}), "training: True"),
     "statistics switched": (lambda plan: plan["numbers"]["bn"].update(track_running_stats=1), "bn.track_running"),
-    "the network's own number": (lambda plan: plan["numbers"].update({"": {"depth": 1}}), r"\.depth: None"),
+    "the network's own number": (lambda plan: plan["numbers"].update({"": {"depth": 4}}), r"\.depth: 5 in this"),
     "class exchanged": (lambda plan: plan["numbers"].update({"": {"__class__": 1}}), "__class__: None"),
     "method exchanged": (lambda plan: plan["numbers"].update({"a": {"forward": 1}}), "a.forward: None"),
     "orders in a number": (lambda plan: plan["numbers"].update({"\x1b[2J": {"groups": 1}}), r"'\\x1b\[2J.groups'"),

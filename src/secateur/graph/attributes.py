@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from secateur.graph.flow import Atoms, Flow
 from secateur.graph.units import AtomTable, TensorInfo
@@ -52,6 +52,8 @@ def _spellings(role: str) -> list[str]:
 
 def _own(module: nn.Module, name: str, role: str, table: dict[str, int], shapes: AtomTable) -> int | None:
     """The tensor behind `module.role`: itself, or the original under a parametrisation, of the same shape."""
+    if is_parametrized(module, role):  # what is computed counts, not what from: see numbers_of_calls
+        return None
     tensor = getattr(module, role, None)
     if tensor is None:
         return None

@@ -358,7 +358,9 @@ class Flow:
             self.node = self.capture.nodes[self.index]
             spans = sorted(parts)
             length, step = spans[0][1] - spans[0][0], spans[0][2]
-            equal = length > 0 and size % length == 0 and spans == [(i, i + length, 1) for i in range(0, size, length)]
+            equal = (
+                length > 0 and size % length == 0 and {*spans} <= {(i, i + length, 1) for i in range(0, size, length)}
+            )
             woven = size % step == 0 and spans == [(i, size, step) for i in range(step)]
             for track in self.layouts[value][dim]:
                 if equal:

@@ -21,6 +21,15 @@ Shape = tuple[int, ...]
 _SEVERAL = ("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "tensor_split", "unbind")
 
 
+# Called by torch itself, in one run and not in the other: a reshape copies or not, as the strides allow.
+_INCIDENTAL = ("aten::detach", "aten::alias", "aten::lift_fresh", "aten::clone")
+_SAME = {"aten::_unsafe_view": "aten::view", "aten::_reshape_alias": "aten::view"}
+# Their numbers may be one number for each dimension, and are none that follow channels.
+_GEOMETRY = {"roll": (1,), "convolution": (3, 4, 5, 7), "avg_pool1d": (1, 2, 3), "avg_pool2d": (1, 2, 3),
+             "avg_pool3d": (1, 2, 3), "max_pool2d_with_indices": (1, 2, 3, 4),
+             "max_pool3d_with_indices": (1, 2, 3, 4)}  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """What the network said to a trial, and where."""
@@ -51,7 +60,8 @@ class Replay(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         made = out if isinstance(out, (list, tuple)) else (out,)
         shapes = tuple(tuple(item.shape) for item in made if isinstance(item, Tensor))
-        self.steps.append(Step(func._schema.name, _numbers(func, args), shapes))
+        if func._schema.name not in _INCIDENTAL:
+            self.steps.append(Step(_name(func), _numbers(func, args), shapes))
         return out
 
     def differs(self, flow: Flow, gone: NDArray[np.bool_], before: Replay | None = None) -> Failure | None:
@@ -62,14 +72,14 @@ class Replay(TorchDispatchMode):
             gone: bool per atom.
             before: the run whose shapes are to shrink; the capture if absent.
         """
-        nodes = flow.capture.nodes
-        if before is not None and [step.name for step in before.steps] != [node.target._schema.name for node in nodes]:
+        nodes = [node for node in flow.capture.nodes if node.target._schema.name not in _INCIDENTAL]
+        if before is not None and [step.name for step in before.steps] != [_name(node.target) for node in nodes]:
             return None  # where it goes depends on values
         left = _Left(gone)
         if len(self.steps) < len(nodes):
             return Failure(f"{nodes[len(self.steps)].op} isn't called any more", nodes[len(self.steps)].place)
         for i, (node, step) in enumerate(zip(nodes, self.steps, strict=False)):
-            if node.target._schema.name != step.name:
+            if _name(node.target) != step.name:
                 return Failure(f"{step.name} is called instead of {node.op}", node.place)
             numbers = _numbers(node.target, node.args)
             if numbers != step.numbers:
@@ -77,10 +87,14 @@ class Replay(TorchDispatchMode):
                 return Failure(f"{node.op} with {new:.6g} for {old:.6g}, which was computed from the size", node.place)
             shapes = _made(flow, node) if before is None else before.steps[i].shapes
             refs = [out for out in node.outputs if out is not None]
+            if len(step.shapes) != len(shapes):
+                return Failure(f"{node.op} makes {len(step.shapes)} parts of what were {len(shapes)}", node.place)
             for ref, shape, got in list(zip(refs, shapes, step.shapes, strict=True))[: _counted(node)]:
-                layout = flow.layouts.get(ref.value, [()] * len(shape))
+                layout = flow.layouts.get(ref.value)
+                if layout is None or not len(layout) == len(shape) == len(got):  # another rank since, in place
+                    continue
                 wanted = [left.of(dim, size) for dim, size in zip(layout, shape, strict=True)]
-                if ref.value in flow.layouts and any(n not in (m, None) for n, m in zip(wanted, got, strict=True)):
+                if any(n not in (m, None) for n, m in zip(wanted, got, strict=True)):
                     return Failure(f"{node.op} gives {got} where {tuple(wanted)} is left of {shape}", node.place)
         return None
 
@@ -110,6 +124,10 @@ class _Left:
         return len(lost) - int(lost.sum())
 
 
+def _name(func: Any) -> str:
+    return _SAME.get(func._schema.name, func._schema.name)
+
+
 def _counted(node: Node) -> int | None:
     return None if node.op in _SEVERAL else 1
 
@@ -120,7 +138,9 @@ def _made(flow: Flow, node: Node) -> list[Shape]:
 
 def _numbers(func: Any, args: Sequence[Any]) -> tuple[Any, ...]:
     """The plain numbers among an operator's arguments that stand for values or distances, not for sizes or places."""
-    return tuple(args[i] for i in _positions(func) if i < len(args) and type(args[i]) in (int, float))
+    plain = [args[i] for i in _positions(func) if i < len(args) and type(args[i]) in (int, float)]
+    name = func._schema.name.rpartition("::")[2]
+    return (*plain, *(n for i in _GEOMETRY.get(name, ()) if i < len(args) for n in args[i]))
 
 
 @cache

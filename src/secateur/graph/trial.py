@@ -202,7 +202,8 @@ def _kind(module: nn.Module) -> dict[str, Any]:
 def _draws(graph: Graph) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Units of every free group to try without, never all of a group; places drawn, the same each time.
 
-    First a third of each. Then another share of each, to find sizes that only agree when two groups shrink alike.
+    First a third of each. Then another share of each, to find sizes that only agree when two groups shrink alike. Two
+    units stay where there are that many more: code may take another way through a dimension of one.
     """
     generator = np.random.default_rng(0)
     third, another = np.zeros(graph.units, dtype=bool), np.zeros(graph.units, dtype=bool)
@@ -210,7 +211,7 @@ def _draws(graph: Graph) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         if group.pinned is None and (size := len(group)) > 1:
             share = (number + 1) * 0.618034 % 1  # spread evenly, far apart for neighbours
             third[generator.choice(group.units, size=max(1, size // 3), replace=False)] = True
-            another[generator.choice(group.units, size=1 + int(share * (size - 1)), replace=False)] = True
+            another[generator.choice(group.units, size=1 + int(share * max(1, size - 2)), replace=False)] = True
     return third, another
 
 

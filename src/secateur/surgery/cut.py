@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim import Optimizer
@@ -60,13 +61,17 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, optimizer: Opt
 
 
 def _recompute(model: nn.Module) -> None:
-    """Old-style weight and spectral norm keep the computed weight, which tells its size, until the next forward."""
+    """Old-style weight and spectral norm, and torch's own masks, keep the computed weight, which tells its size, until
+    the next forward."""
     for module in nn.Module.modules(model):
         for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, (WeightNorm, SpectralNorm)):
-                options = {"do_power_iteration": False} if isinstance(hook, SpectralNorm) else {}
-                with torch.no_grad():
-                    setattr(module, hook.name, hook.compute_weight(module, **options))
+            with torch.no_grad():
+                if isinstance(hook, WeightNorm):
+                    setattr(module, hook.name, hook.compute_weight(module))
+                elif isinstance(hook, SpectralNorm):
+                    setattr(module, hook.name, hook.compute_weight(module, do_power_iteration=False))
+                elif isinstance(hook, BasePruningMethod):
+                    setattr(module, hook._tensor_name, hook.apply_mask(module))
 
 
 def _replace(tensor: Tensor, data: Tensor, gradient: Tensor | None, inplace: bool) -> Tensor:

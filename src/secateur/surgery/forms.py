@@ -70,14 +70,22 @@ def forms_after(model: nn.Module, plan: Plan) -> dict[str, Form]:
         cut.setdefault(id(state[name]), tuple(size - len(dims.get(d, ())) for d, size in enumerate(shape)))
     for module, numbers in plan.numbers.items():
         for attribute, value in numbers.items():
-            # A file may make whole numbers of a module smaller, and change nothing else.
             known = vars(modules[module]).get(attribute) if module in modules else None
-            if type(known) is not int or not 1 <= value <= known:
+            if type(known) is not int or not _follows(plan, module, known, value):
                 raise PlanError(f"{shown(f'{module}.{attribute}')}: {known} in this network can't become {value}")
     for name, layer in modules.items():
         _check_layer(name, layer, state, cut, plan.numbers.get(name, {}))
     forms = {name: (form_of(tensor), id(tensor)) for name, tensor in persistent(model).items()}
     return {name: Form(form.dtype, cut.get(which, form.shape)) for name, (form, which) in forms.items()}
+
+
+def _follows(plan: Plan, module: str, known: int, value: int) -> bool:
+    """A file may make a module's number smaller by the share that a dimension in it loses, and change nothing else; of
+    a module where nothing goes (a norm without tensors), by the share of any."""
+    prefix = f"{module}." if module else ""
+    inside = [tensor for tensor in plan.removed if tensor.startswith(prefix)] or [*plan.removed]
+    cut = [(plan.shapes[tensor][dim], len(gone)) for tensor in inside for dim, gone in plan.removed[tensor].items()]
+    return 1 <= value <= known and any(value * size == known * (size - lost) for size, lost in cut)
 
 
 def _check_layer(

@@ -48,6 +48,14 @@ def index_select(flow: Flow, node: Node) -> None:
     flow.set(node.outputs[0], out)
 
 
+@rule("bucketize")
+def bucketize(flow: Flow, node: Node) -> None:
+    x, boundaries = node.args[:2]
+    for dim in flow.get(boundaries):
+        flow.pin(dim, "boundaries of buckets")
+    flow.set(node.outputs[0], copied(flow.get(x), zero=False))
+
+
 @rule("gather")
 def gather(flow: Flow, node: Node) -> None:
     """Every element of the index tells a place along one dimension; in the others, x and index go side by side."""

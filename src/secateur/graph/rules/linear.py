@@ -29,6 +29,20 @@ def matmul(flow: Flow, node: Node) -> None:
     flow.set(node.outputs[0], product(flow, node.args[0], node.args[1]))
 
 
+@rule("_cdist_forward", "_euclidean_dist")
+def distances(flow: Flow, node: Node) -> None:
+    """(..., n, k) and (..., m, k) -> (..., n, m): where both are silent, they are not apart."""
+    a, b = node.args[:2]
+    left, right = flow.get(a), flow.get(b)
+    for one, other in flow.matched([left[-1], right[-1]], "compared along a dimension with a fixed size"):
+        flow.equate(one.atoms, other.atoms, "compared along a dimension")
+        if not (one.zero and other.zero):
+            flow.pin(one, "compared along a dimension whose elements are not zero when silenced")
+    sizes = list(zip(flow.shape(a), flow.shape(b), strict=True))
+    lead = [flow.unify([left[d], right[d]], sizes[d], "batch of distances", "never") for d in range(len(left) - 2)]
+    flow.set(node.outputs[0], copied([*lead, left[-2], right[-2]], zero=False))
+
+
 @rule("mv", "dot", "vdot")
 def vectors(flow: Flow, node: Node) -> None:
     left, right = flow.get(node.args[0]), flow.get(node.args[1])

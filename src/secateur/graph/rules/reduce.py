@@ -91,7 +91,7 @@ def mixing(flow: Flow, node: Node) -> None:
     layout, rank = flow.get(x), len(flow.shape(x))
     position = {"roll": 2, "topk": 2, "renorm": 2}.get(node.op, 1)
     name = "dims" if node.op in ("flip", "roll") else "dim"
-    dim = argument(node, position, name, -1)
+    dim = argument(node, position, name, () if name == "dims" else -1)
     dims = list(range(rank)) if dim in ([], ()) else [d % rank for d in ([dim] if isinstance(dim, int) else dim)]
     for d in dims:
         flow.pin(layout[d], f"{node.op.lstrip('_')} along this dimension")

@@ -1,0 +1,218 @@
+"""Functions over the channels between two convolutions: they stay, or go where that happens to be exact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from nasty import CASES, Case
+from nasty_layers import Between
+from torch import Tensor
+
+ACROSS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda y: y * y.mean(1, keepdim=True),
+    "var": lambda y: y / (y.var(1, keepdim=True) + 1),
+    "max": lambda y: y - y.max(1, keepdim=True)[0],
+    "amin": lambda y: y - y.amin(1, keepdim=True),
+    "argmax": lambda y: y * (y == y.amax(1, keepdim=True)) + y.argmax(1, keepdim=True),
+    "prod": lambda y: y + (y + 0.5).prod(1, keepdim=True),
+    "logsumexp": lambda y: y - y.logsumexp(1, keepdim=True),
+    "median": lambda y: y - y.median(1, keepdim=True)[0],
+    "mode": lambda y: y - y.mode(1, keepdim=True)[0],
+    "global_mean": lambda y: y - y.mean(),
+    "global_std": lambda y: y / y.std(),
+    "global_max": lambda y: y / (y.max() + 1),
+    "mean_of_sample": lambda y: y - y.flatten(1).mean(1)[:, None, None, None],
+    "sum_of_shifted": lambda y: y * (y + 1).sum(1, keepdim=True),
+    "sum_of_sigmoid": lambda y: y * y.sigmoid().sum(1, keepdim=True),
+    "sum_of_cosine": lambda y: y * y.cos().sum(1, keepdim=True),
+    "count": lambda y: y * (y >= 0).sum(1, keepdim=True),
+    "count_nonzero": lambda y: y * y.count_nonzero(1).unsqueeze(1),
+    "all": lambda y: y * (y > 0.1).all(1, keepdim=True),
+    "any": lambda y: y * (y >= 0).any(1, keepdim=True),
+    "numel": lambda y: y / y.numel(),
+    "norm_inf": lambda y: y / (torch.linalg.vector_norm(y, float("inf"), 1, keepdim=True) + 1),
+    "norm_minus_inf": lambda y: y + torch.linalg.vector_norm(y, -float("inf"), 1, keepdim=True),
+    "norm_zero": lambda y: y + torch.linalg.vector_norm(y - 0.5, 0, 1, keepdim=True),
+    "softmax": lambda y: torch.softmax(y, 1),
+    "log_softmax": lambda y: F.log_softmax(y, 1),
+    "gumbel_free": lambda y: F.softmin(y, dim=1),
+    "layer_norm": lambda y: F.layer_norm(y, y.shape[1:]),
+    "group_norm": lambda y: F.group_norm(y, 2),
+    "rms": lambda y: F.rms_norm(y, y.shape[1:]),
+    "local_response": lambda y: F.local_response_norm(y, 3),
+    "cumsum": lambda y: y.cumsum(1),
+    "cumprod": lambda y: (y + 0.5).cumprod(1),
+    "cummax": lambda y: y.cummax(1)[0],
+    "sort": lambda y: y.sort(1)[0],
+    "topk": lambda y: y * y.topk(3, 1)[0].sum(1, keepdim=True),
+    "kthvalue": lambda y: y - y.kthvalue(2, 1, keepdim=True)[0],
+    "quantile": lambda y: y - y.quantile(0.5, 1, keepdim=True),
+    "flip": lambda y: y + y.flip(1),
+    "roll": lambda y: y + y.roll(1, 1),
+    "roll_flat": lambda y: y.roll(5),
+    "rot": lambda y: y + torch.rot90(y, 1, (1, 3)),
+    "permuted": lambda y: y[:, torch.tensor([7, 6, 5, 4, 3, 2, 1, 0], device=y.device)] + y,
+    "shuffled_by_list": lambda y: y[:, [1, 0, 3, 2, 5, 4, 7, 6]] * y,
+    "first": lambda y: y * y[:, :1],
+    "last": lambda y: y * y[:, -1:],
+    "third": lambda y: y * y[:, 2].unsqueeze(1),
+    "tail": lambda y: torch.cat([y[:, 3:], y[:, :3]], 1),
+    "every_second": lambda y: torch.cat([y[:, ::2], y[:, 1::2]], 1) * y,
+    "step_three": lambda y: y + y[:, ::3].sum(1, keepdim=True),
+    "thirds": lambda y: torch.cat([t * (i + 1) for i, t in enumerate(y.chunk(3, 1))], 1),
+    "quarters": lambda y: torch.cat([t * (i + 1) for i, t in enumerate(y.split(2, 1))], 1),
+    "diff": lambda y: F.pad(torch.diff(y, dim=1), (0, 0, 0, 0, 0, 1)),
+    "neighbours": lambda y: y + F.avg_pool3d(y.unsqueeze(1), (3, 1, 1), 1, (1, 0, 0)).squeeze(1),
+    "pairs": lambda y: y.unflatten(1, (-1, 2)).flip(2).flatten(1, 2),
+    "pair_norm": lambda y: y / (y.unflatten(1, (-1, 2)).norm(dim=2).repeat_interleave(2, 1) + 1),
+    "pair_softmax": lambda y: y.unflatten(1, (2, -1)).softmax(1).flatten(1, 2),
+    "numbered": lambda y: y * torch.arange(y.shape[1], device=y.device, dtype=y.dtype).view(-1, 1, 1),
+    "alternating": lambda y: y * (1 - 2 * (torch.arange(y.shape[1], device=y.device) % 2)).to(y).view(-1, 1, 1),
+    "onehot": lambda y: y * F.one_hot(y.argmax(1), y.shape[1]).permute(0, 3, 1, 2),
+    "fft": lambda y: torch.fft.fft(y, dim=1).abs(),
+    "cat_self_transposed": lambda y: (y.permute(0, 2, 1, 3) + y).permute(0, 2, 1, 3),
+    "space_is_channel": lambda y: y.transpose(1, 2) + y,
+    "space_times_channel": lambda y: torch.matmul(y.permute(0, 3, 1, 2), y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1),
+    "gram": lambda y: torch.einsum("bchw,bdhw->bcd", y, y).softmax(-1).matmul(y.flatten(2)).view_as(y),
+    "gram_free": lambda y: torch.einsum("bchw,bdhw->bcd", y, y).matmul(y.flatten(2)).view_as(y),
+    "cdist": lambda y: y * torch.cdist(y.flatten(2).mT, y.flatten(2).mT).mean(2).view(len(y), 1, 8, 8),
+    "centred_gram": lambda y: y * torch.einsum("bchw,bchv->bwv", y + 1, y + 1).mean((1, 2))[:, None, None, None],
+    "write_first": lambda y: torch.cat([torch.ones_like(y[:, :1]), y[:, 1:]], 1),
+    "set_first": lambda y: y.index_fill(1, torch.tensor([0], device=y.device), 1.0),
+    "swap_rows": lambda y: y.flatten(1).roll(3, 1).view_as(y),
+    "flat_sort": lambda y: y.flatten(1).sort(1)[0].view_as(y),
+    "flat_reverse": lambda y: y.reshape(y.shape[0], -1).flip(1).view_as(y),
+    "reinterpret": lambda y: y.reshape(y.shape[0], 8, 8, -1).sin().permute(0, 3, 1, 2),
+    "transposed_memory": lambda y: y.permute(0, 2, 3, 1).reshape(y.shape),
+    "literal_norm": lambda y: y / 8**0.5 * y.sum(1, keepdim=True),
+    "width_norm": lambda y: y / y.shape[1] ** 0.5,
+    "width_added": lambda y: y + y.shape[1],
+    "width_in_power": lambda y: (y + 0.1) ** (y.shape[1] / 4),
+    "width_in_clamp": lambda y: y.clamp(max=y.shape[1] / 8),
+    "width_in_fill": lambda y: y * y.new_full((1, 1, 1, 1), float(y.shape[1])),
+    "width_in_tensor": lambda y: y * torch.tensor(float(y.size(1)), dtype=y.dtype, device=y.device),
+    "width_in_arange": lambda y: y + torch.arange(y.shape[1], device=y.device, dtype=y.dtype).sum(),
+    "width_in_branch": lambda y: y * (2.0 if y.shape[1] > 6 else 1.0),
+    "width_in_kernel": lambda y: F.avg_pool2d(y, 3 if y.shape[1] > 6 else 1, 1, 1 if y.shape[1] > 6 else 0),
+    "width_in_loop": lambda y: sum((y * (i + 1) for i in range(y.shape[1] // 2)), y),
+    "width_in_roll": lambda y: y.roll(y.shape[1], 2) + y.roll(y.shape[1] // 2, 3),
+    "width_in_slope": lambda y: F.leaky_relu(y - 0.5, 1 / y.shape[1]),
+    "width_in_eps": lambda y: F.instance_norm(y, eps=1 / y.shape[1]),
+    "width_in_threshold": lambda y: y * (y > y.shape[1] / 20),
+    "width_in_normalised_sum": lambda y: y * y.sum(1, keepdim=True) / y.shape[1],
+    "numel_of_groups": lambda y: y.sum(1, keepdim=True) * len(y[0]) + y,
+    "item": lambda y: y * y.abs().mean().item(),
+    "item_of_sum": lambda y: y * y.sum().item(),
+    "tolist": lambda y: y * sum(y.detach().flatten(1).sum(1).tolist()),
+    "numpy": lambda y: y * torch.from_numpy(y.detach().cpu().numpy().mean(1, keepdims=True)).to(y),
+    "data": lambda y: y * y.data.mean(1, keepdim=True),
+    "channel_of_value": lambda y: y * y[:, int(y.mean((0, 2, 3)).argmax())].unsqueeze(1),
+    "unique": lambda y: y * len(torch.unique(y.argmax(1))),
+    "nonzero": lambda y: y * len(y.mean((0, 2, 3)).nonzero()),
+    "masked_select": lambda y: y * y.masked_select(y > 0.1).mean(),
+    "boolean_index": lambda y: y * y[y > 0.1].mean(),
+    "histogram": lambda y: y * torch.histc(y, 4, 0, 1)[0],
+    "random_channel_mask": lambda y: (
+        y * (torch.linspace(0, 1, y.shape[1], device=y.device, dtype=y.dtype) > 0.4).to(y).view(1, -1, 1, 1)
+    ),
+    "zeros_baked": lambda y: torch.cat(
+        [y, torch.zeros(y.shape[0], 8 - y.shape[1], 8, 8, dtype=y.dtype, device=y.device)], 1
+    ),
+    "padded_to": lambda y: F.pad(y, (0, 0, 0, 0, 0, max(0, 8 - y.shape[1]))),
+    "cut_to": lambda y: y[:, :8] * y[:, :100],
+    "view_eight": lambda y: y.view(-1, 8, 8, 8),
+    "expand_eight": lambda y: y.sum(1, keepdim=True).expand(-1, 8, -1, -1),
+    "expand_width": lambda y: y.sum(1, keepdim=True).expand_as(y),
+    "upsample_channels": lambda y: F.interpolate(y.flatten(2).transpose(1, 2), 8).transpose(1, 2).view(len(y), 8, 8, 8),
+    "adaptive_channels": lambda y: (
+        F.adaptive_avg_pool1d(y.flatten(2).transpose(1, 2), 8).transpose(1, 2).view(len(y), 8, 8, 8)
+    ),
+    "chunk_literal": lambda y: torch.cat([y[:, :4] * 2, y[:, 4:]], 1),
+    "split_literal": lambda y: torch.cat([t * (i + 1) for i, t in enumerate(torch.split(y, [2, 6], 1))], 1),
+    "narrow_literal": lambda y: torch.cat([y.narrow(1, 0, 4), y.narrow(1, 4, 4) * 2], 1),
+    "as_strided": lambda y: torch.as_strided(y, (len(y), 8, 8, 8), y.stride()),
+    "as_strided_shift": lambda y: torch.as_strided(y, (len(y), y.shape[1], 8, 8), (0, 64, 8, 1)) + y,
+    "allclose": lambda y: y * (2.0 if torch.allclose(y, y) else 1.0),
+    "nan_to_num": lambda y: (y / y).nan_to_num(0.5),
+    "masked_scatter": lambda y: torch.zeros_like(y).masked_scatter(y > 0, y + 1),
+    "finite": lambda y: y if y.isfinite().all() else torch.nan_to_num(y),
+    "depth_pool": lambda y: F.adaptive_avg_pool3d(y, (None, 8, 4)),
+    "inverse": lambda y: y + torch.linalg.inv(y @ y.mT + torch.eye(8, device=y.device).to(y)),
+    "fliplr": lambda y: y.fliplr(),
+    "norm_half": lambda y: y / (torch.linalg.vector_norm(y, 0.5, 1, keepdim=True) + 1),
+    "norm_minus_one": lambda y: y + torch.linalg.vector_norm(y, -1, 1, keepdim=True),
+    "logical_any": lambda y: y * (y.sin() != 0).any(1, keepdim=True),
+    "cross_product": lambda y: y + torch.linalg.cross(y[:, :3], y[:, 3:6], dim=1).sum(1, keepdim=True),
+    "searchsorted": lambda y: (
+        y + torch.searchsorted(y.mean((0, 2, 3)).sort()[0].contiguous(), y.new_tensor([0.3])).sum()
+    ),
+    "corrcoef": lambda y: y * torch.corrcoef(y.flatten(2)[0] + 0.01).sum(),
+    "cov": lambda y: y * torch.cov(y.flatten(2).mean(2).T).sum(),
+    "batch_is_channel": lambda y: F.batch_norm(y.transpose(0, 1), None, None, training=True).transpose(0, 1),
+    "instance_of_transposed": lambda y: F.instance_norm(y.transpose(1, 2)).transpose(1, 2),
+    "conv_over_channels": lambda y: F.conv2d(y.transpose(1, 2), y.new_ones(8, 8, 1, 3), padding=(0, 1)).transpose(1, 2),
+    "conv1d_over_channels": lambda y: (
+        F.conv1d(y.mean((2, 3)).unsqueeze(1), y.new_ones(1, 1, 3), padding=1).view(len(y), -1, 1, 1) * y
+    ),
+    "conv3d_over_channels": lambda y: F.conv3d(y.unsqueeze(1), y.new_ones(1, 1, 3, 1, 1), padding=(1, 0, 0)).squeeze(1),
+    "dropout_channels": lambda y: F.dropout1d(y.flatten(2).mT, 0.0).mT.view_as(y),
+    "shift_by_pad": lambda y: F.pad(y, (0, 0, 0, 0, 1, 0))[:, :-1] + y,
+    "crop_and_pad": lambda y: F.pad(y[:, 1:], (0, 0, 0, 0, 0, 1)),
+    "reflect_channels": lambda y: (
+        F.pad(y.flatten(2).mT, (1, 1), mode="reflect")[..., 1:-1].mT.view_as(y) if y.shape[1] > 1 else y
+    ),
+    "glu_of_pair": lambda y: F.glu(torch.cat([y, y.roll(1, 1)], 1), 1),
+    "repeat_pattern": lambda y: y.repeat(1, 2, 1, 1)[:, ::2],
+    "repeat_half": lambda y: y.repeat(1, 2, 1, 1)[:, : y.shape[1]],
+    "interleave_cut": lambda y: y.repeat_interleave(2, 1)[:, : y.shape[1]],
+    "stack_and_cut": lambda y: torch.stack([y, 2 * y], 1).flatten(1, 2)[:, 4 : 4 + y.shape[1]],
+    "view_batch_merge": lambda y: (
+        y.view(len(y) * 2, -1, 8, 8).view(len(y), -1, 8, 8) + y.view(-1, 4, 8, 8).view(len(y), -1, 8, 8)
+    ),
+    "merged_mean": lambda y: y * y.view(len(y), 2, -1).mean(2).sum(1)[:, None, None, None],
+    "sum_of_half": lambda y: y * y[:, : y.shape[1] // 2].sum(1, keepdim=True),
+    "sum_of_first_four": lambda y: y * y[:, :4].sum(1, keepdim=True),
+    "sum_of_literal_split": lambda y: y * y.split(4, 1)[0].sum(1, keepdim=True),
+    "sum_of_first_part": lambda y: y * y.split(2, 1)[0].sum(1, keepdim=True),
+    "last_part": lambda y: y * y.split(3, 1)[-1].sum(1, keepdim=True),
+    "sum_of_narrow": lambda y: y * y.narrow(1, 2, 2).sum(1, keepdim=True),
+    "zeros_written": lambda y: torch.cat([torch.zeros_like(y[:, :2]), y[:, 2:]], 1),
+    "first_sample_first_channel": lambda y: y * y[0, 0, 0, 0],
+    "linear_index": lambda y: y * y.flatten()[77],
+    "take": lambda y: y * torch.take(y, torch.tensor([3, 99], device=y.device)).sum(),
+    "put": lambda y: y.clone().put_(torch.tensor([5, 200], device=y.device), y.new_ones(2)),
+    "diagonal_over_channels": lambda y: y * y.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None],
+    "trace_of_channels": lambda y: y * torch.einsum("biih->bh", y).unsqueeze(1).unsqueeze(1),
+    "triu_over_channels": lambda y: y.transpose(1, 3).triu().transpose(1, 3),
+    "outer_of_channels": lambda y: (
+        y + torch.einsum("bc,bd->bcd", y.mean((2, 3)), y.mean((2, 3))).sum(2)[..., None, None]
+    ),
+    "max_two": lambda y: torch.max(y, y.roll(1, 1)),
+    "median_all": lambda y: y - y.median(),
+    "sum_keepdim_square": lambda y: y / (y.square().sum((1, 2, 3), keepdim=True) + 1).sqrt(),
+    "dot": lambda y: y * torch.dot(y.flatten(), (y + 1).flatten()),
+    "matvec": lambda y: y * torch.mv(y.flatten(1), (y[0] + 1).flatten()).view(-1, 1, 1, 1),
+    "addmm_literal": lambda y: torch.addmm(
+        y.flatten(1), y.flatten(1), torch.eye(512, dtype=y.dtype, device=y.device)
+    ).view_as(y),
+    "cosine_similarity": lambda y: y * F.cosine_similarity(y, y + 1, dim=1).unsqueeze(1),
+    "mse": lambda y: y * F.mse_loss(y, y.flip(3)),
+    "mse_sum": lambda y: y * F.mse_loss(y, y.flip(3), reduction="sum") + F.l1_loss(y, 2 * y, reduction="sum"),
+    "cross_entropy": lambda y: y * F.cross_entropy(y, y.argmax(1)),
+    "kl": lambda y: y * F.kl_div(y, y.sigmoid(), reduction="sum"),
+    "bce": lambda y: y * F.binary_cross_entropy(y.sigmoid(), y.sigmoid(), reduction="sum"),
+    "smooth": lambda y: y * F.smooth_l1_loss(y, 2 * y, reduction="sum") + F.huber_loss(y, 3 * y, reduction="sum"),
+    "hinge": lambda y: (
+        y * F.hinge_embedding_loss(y, torch.ones_like(y), reduction="sum")
+        + F.soft_margin_loss(y, y.detach().sign(), reduction="sum")
+    ),
+}
+# Nothing but the verification can see these: values leave the tensors.
+LATER = ("numpy", "width_in_tensor")
+
+for name, function in ACROSS.items():
+    CASES[f"across_{name}"] = Case(
+        lambda function=function: Between(function), free=("b.0.weight",), small=True, later=name in LATER
+    )
