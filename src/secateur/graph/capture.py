@@ -13,7 +13,9 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -24,7 +26,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import ModelError
+from secateur.graph.inside import distinct_modules, modules_of, slots_of, state_of
 from secateur.graph.keep import attributes_kept
+from secateur.graph.meta import call
 
 _TORCH = str(Path(torch.__file__).parent)
 _HERE = str(Path(__file__).parent)
@@ -107,6 +111,7 @@ class _Recorder(TorchDispatchMode):
         self.capture = capture
         self.modules = modules
         self.stack: list[str] = []
+        self.files: dict[CodeType, str] = {}  # the network's own code -> its file, "" for torch and what is in here
         self.values: dict[int, int] = {}
         self.alive: list[Tensor] = []  # keeps ids unique while recording
 
@@ -135,13 +140,25 @@ class _Recorder(TorchDispatchMode):
                 return out
         recorded = tuple(self._refs(argument) for argument in args)
         named = {key: self._refs(argument) for key, argument in kwargs.items()}
-        out = func(*args, **kwargs)
+        out = call(func, args, kwargs)
         results = out if isinstance(out, (list, tuple)) else (out,)
         outputs = tuple(self.ref(item) if isinstance(item, Tensor) else None for item in results)
-        name = func._schema.name.rpartition("::")[2]
         module = self.stack[-1] if self.stack else ""
-        self.capture.nodes.append(Node(name, func, recorded, named, outputs, module, _caller()))
+        self.capture.nodes.append(Node(_name(func), func, recorded, named, outputs, module, self._caller()))
         return out
+
+    def _caller(self) -> str:
+        """file:line of the nearest frame outside torch and this package's recorder."""
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None:
+            file = self.files.get(frame.f_code)
+            if file is None:
+                path = frame.f_code.co_filename
+                file = self.files[frame.f_code] = "" if path.startswith((_TORCH, _HERE, "<")) else Path(path).name
+            if file:
+                return f"{file}:{frame.f_lineno}"
+            frame = frame.f_back
+        return ""
 
     @contextmanager
     def following_modules(self) -> Iterator[None]:
@@ -170,15 +187,10 @@ class _Recorder(TorchDispatchMode):
                 hook.remove()
 
 
-def _caller() -> str:
-    """file:line of the nearest frame outside torch and this package's recorder."""
-    frame = sys._getframe(2)
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith((_TORCH, _HERE, "<")):
-            return f"{Path(name).name}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return ""
+@cache
+def _name(func: Any) -> str:
+    """An operator's name without namespace and overload."""
+    return func._schema.name.rpartition("::")[2]
 
 
 def place_of(error: Exception, modules: Mapping[int, str]) -> Place:
@@ -245,7 +257,11 @@ def run(model: nn.Module, state: Mapping[str, Tensor], example_inputs: Any) -> A
     with attributes_kept(model), _eagerly(), warnings.catch_warnings():
         # The network's own habits (deprecated calls, values read from tensors) are not our news.
         warnings.simplefilter("ignore")
-        return torch.func.functional_call(model, dict(state), args, kwargs)
+        owners = {name: (held, key) for name, held, key in slots_of(model)}
+        for name, tensor in state.items():
+            held, key = owners[name]
+            held[key] = tensor  # put back together with the attributes
+        return model(*args, **kwargs)
 
 
 def _eagerly() -> AbstractContextManager[Any]:
@@ -255,27 +271,17 @@ def _eagerly() -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager")
 
 
-def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer under every name it has; those of TorchScript parts can't be changed: absent."""
-    named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    named.update(model.named_buffers(remove_duplicate=False))
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, torch.jit.ScriptModule):
-            for name in [n for n in named if n.startswith(f"{prefix}." if prefix else "")]:
-                del named[name]
-    return named
-
-
 @contextmanager
 def mode_of(model: nn.Module, training: bool) -> Iterator[None]:
     """Put the network into train or eval mode; every module's own mode comes back afterwards."""
-    before = [(module, module.training) for module in nn.Module.modules(model)]
+    before = [(module, module.training) for module in distinct_modules(model)]
     model.train(training)  # the network's own: some override it to keep layers frozen, and that is respected
     try:
         yield
     finally:
         for module, mode in before:
-            module.training = mode
+            if module.training is not mode:
+                module.training = mode
 
 
 def twice(example_inputs: Any) -> Any:
@@ -339,7 +345,7 @@ def capture(model: nn.Module, example_inputs: Any, *, training: bool, meta: bool
     if lazy:
         raise ModelError(f"{type(model).__name__}: {lazy[0]} has no shape yet; run the network once before tracing it")
     record = Capture(training=training)
-    recorder = _Recorder(record, {id(module): name for name, module in model.named_modules()})
+    recorder = _Recorder(record, {id(module): name for name, module in reversed(modules_of(model))})
     inputs = fresh_inputs(twice(example_inputs) if training else example_inputs, meta)
     state = mapped_state(model, to_meta if meta else detached)
     for name, tensor in state.items():

@@ -6,6 +6,7 @@ computed weight as a plain attribute. A run on meta tensors would leave tensors 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from secateur.graph.inside import distinct_modules
+
 _SWAPPED = ("_parameters", "_buffers", "_modules")  # what they hold is swapped for the run anyway
 
 
@@ -21,7 +24,7 @@ _SWAPPED = ("_parameters", "_buffers", "_modules")  # what they hold is swapped 
 def attributes_kept(model: nn.Module) -> Iterator[None]:
     """Put back every module's attributes, containers and all, and the values of tensors among them."""
     kept = _Kept()
-    for module in nn.Module.modules(model):
+    for module in distinct_modules(model):
         kept.note(vars(module))
         if isinstance(module, torch.jit.ScriptModule):  # its tensors can't be swapped: a run changes the real ones
             for tensor in (*module.parameters(), *module.buffers()):
@@ -32,6 +35,18 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
         kept.restore()
 
 
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Python's garbage collector waits: it would look again and again at the many small objects that a trace makes."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 class _Kept:
     def __init__(self) -> None:
         self.containers: list[tuple[Any, Any]] = []
@@ -40,22 +55,22 @@ class _Kept:
 
     def note(self, attributes: dict[str, Any]) -> None:
         """The content of a module's attributes and of all lists, dicts and sets inside them."""
-        self.containers.append((attributes, dict(attributes)))
-        pending: list[Any] = []
-        for name, value in attributes.items():
-            if name not in _SWAPPED:
-                pending.append(value)
-            elif type(value) is dict:
-                self.containers.append((value, dict(value)))
+        self.containers.append((attributes, attributes.copy()))
+        for name in _SWAPPED:
+            held = attributes.get(name)
+            if isinstance(held, dict):
+                self.containers.append((held, held.copy()))
+        pending = [value for name, value in attributes.items() if type(value) in _HELD and name not in _SWAPPED]
         while pending:
             item = pending.pop()
             if type(item) is Tensor:
                 self.note_tensor(item)
-            elif type(item) in (list, dict, set, tuple) and id(item) not in self.seen:
+            elif id(item) not in self.seen:
                 self.seen.add(id(item))
                 if type(item) is not tuple:
                     self.containers.append((item, item.copy()))
-                pending.extend(item.values() if isinstance(item, dict) else item)
+                inner = item.values() if type(item) is dict else item
+                pending.extend(value for value in inner if type(value) in _HELD)
 
     def note_tensor(self, tensor: Tensor) -> None:
         if id(tensor) not in self.tensors and not tensor.is_inference():
@@ -73,3 +88,6 @@ class _Kept:
             for tensor, value in self.tensors.values():
                 if not torch.equal(tensor, value):
                     tensor.copy_(value)
+
+
+_HELD = frozenset((Tensor, list, dict, set, tuple))  # types exactly: classes derived from them may do as they like

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.graph.capture import Node, Place
 from secateur.graph.flow import FREE, Dim, Flow
+from secateur.graph.meta import call
 
 Shape = tuple[int, ...]
 
@@ -57,7 +58,7 @@ class Replay(TorchDispatchMode):
         self.steps: list[Step] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        out = call(func, args, kwargs)
         made = out if isinstance(out, (list, tuple)) else (out,)
         shapes = tuple(tuple(item.shape) for item in made if isinstance(item, Tensor))
         if func._schema.name not in _INCIDENTAL:

@@ -15,6 +15,7 @@ from secateur.graph.attributes import Number, kernels_of, numbers_of, numbers_of
 from secateur.graph.capture import Capture, capture, unwrapped
 from secateur.graph.flow import Choice, Equality, Flow, Pin
 from secateur.graph.following import following
+from secateur.graph.keep import no_collection
 from secateur.graph.network import Graph
 from secateur.graph.operators import CONVOLUTIONS
 from secateur.graph.rules import RULES, elementwise
@@ -40,7 +41,11 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     Raises:
         ModelError: the network does not run on the example inputs.
     """
-    model = unwrapped(model)
+    with no_collection():
+        return _traced(unwrapped(model), example_inputs)
+
+
+def _traced(model: nn.Module, example_inputs: Any) -> Graph:
     captures, meta, notes = _captures(model, example_inputs)
     table = _table(model, captures)
     pins: list[Pin] = []

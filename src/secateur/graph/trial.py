@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,7 @@ from secateur.graph.attributes import Number, values_after
 from secateur.graph.capture import Place, mapped_state, mode_of, run, tensors_in, twice
 from secateur.graph.flow import Flow
 from secateur.graph.guilt import find_guilty
+from secateur.graph.meta import Answering
 from secateur.graph.network import Graph
 from secateur.graph.replay import Failure, Replay
 
@@ -133,7 +134,7 @@ class Trial:
     def _run(self, state: Mapping[str, Tensor], inputs: Any, mode: TorchDispatchMode | None) -> Any:
         fresh = capturing.fresh_inputs(inputs, self.meta)
         # With gradients on, as in the capture: some modules take other operators without them.
-        with torch.random.fork_rng(devices=[]), torch.enable_grad(), mode or nullcontext():
+        with torch.random.fork_rng(devices=[]), torch.enable_grad(), mode or Answering():
             return run(self.graph.model, state, fresh)
 
     def _fickle(self, flow: Flow, inputs: Any) -> bool:
