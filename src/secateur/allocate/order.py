@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,7 @@ from secateur.allocate.allocation import Allocation
 from secateur.graph import Graph
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Units of one group that leave together, so that the rest keeps a multiple of `round_to`; the chunk of smallest
     rank goes first."""
 
@@ -53,18 +53,17 @@ def chunks_of(
         by_score = free[np.lexsort((free, scores[free]))]
         # The first chunk brings the group to a multiple of the step, the others keep it one.
         ends = [n for n in range(1, room + 1) if (left - n) % step == 0]
-        running, start, leaving = -math.inf, 0, chunks.setdefault(number, [])
-        for end in ends:
-            part = by_score[start:end]
-            if allocation.scope == "group":
-                rank = (len(units) - left + end) / len(units)
-            elif savings is None:
-                rank = float(scores[part].mean())
-            else:
-                rank = _per_cost(scores[part], savings[part])
-            running = max(running, rank)  # within a group the order is kept
-            leaving.append(Chunk(running, part))
-            start = end
+        parts = [by_score[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        if allocation.scope == "group":
+            ranks = [(len(units) - left + end) / len(units) for end in ends]
+        elif savings is not None:
+            ranks = [_per_cost(scores[part], savings[part]) for part in parts]
+        elif len(ends) == room:  # one unit each
+            ranks = scores[by_score[:room]].tolist()
+        else:
+            ranks = [float(scores[part].mean()) for part in parts]
+        # Within a group the order is kept: none goes before one of a lower rank.
+        chunks[number] = [Chunk(rank, part) for rank, part in zip(accumulate(ranks, max), parts, strict=True)]
     return chunks
 
 
@@ -82,8 +81,9 @@ def within(chunks: list[Chunk], count: float) -> list[Chunk]:
 def leaving(graph: Graph, chunks: Iterable[Chunk]) -> NDArray[np.bool_]:
     """bool per unit: in one of the chunks."""
     removed = np.zeros(graph.units, dtype=bool)
-    for chunk in chunks:
-        removed[chunk.units] = True
+    units = [chunk.units for chunk in chunks]
+    if units:
+        removed[np.concatenate(units)] = True
     return removed
 
 

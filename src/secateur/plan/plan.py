@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import lt
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -42,7 +43,7 @@ class Plan:
     def __post_init__(self) -> None:
         removed = {
             tensor: MappingProxyType(
-                {int(dim): tuple(int(i) for i in indices) for dim, indices in dims.items() if len(indices)}
+                {int(dim): tuple(map(int, indices)) for dim, indices in dims.items() if len(indices)}
             )
             for tensor, dims in self.removed.items()
         }
@@ -61,7 +62,7 @@ class Plan:
             shape = self.shapes.get(tensor)
             for dim, indices in dims.items():
                 where = f"plan: {shown(tensor)} dim {dim}"
-                if list(indices) != sorted(set(indices)) or indices[0] < 0:
+                if indices[0] < 0 or not all(map(lt, indices, indices[1:])):
                     raise PlanError(f"{where}: indices must be distinct, sorted and not negative")
                 if shape is None:
                     continue
@@ -79,7 +80,9 @@ class Plan:
     def kept(self, tensor: str, dim: int) -> NDArray[np.int64]:
         """The indices of a dimension that stay; the plan must know the tensor's shape."""
         gone = self.removed.get(tensor, {}).get(dim, ())
-        return np.setdiff1d(np.arange(self.shapes[tensor][dim]), np.asarray(gone, dtype=np.int64))
+        stays = np.ones(self.shapes[tensor][dim], dtype=bool)
+        stays[np.asarray(gone, dtype=np.int64)] = False
+        return np.flatnonzero(stays)
 
     def after(self, tensor: str) -> tuple[int, ...] | None:
         """The shape of a tensor once this is removed; None if the plan does not tell its shape."""
@@ -276,8 +279,8 @@ def plan_of(graph: Graph, units: NDArray[np.bool_] | Iterable[int]) -> Plan:
         removed |= units
     else:
         removed[list(units)] = True
-    for group in graph.groups:
-        gone = int(removed[list(group.units)].sum())
+    counts = np.bincount(graph.solution.group_of[removed], minlength=len(graph.groups))
+    for group, gone in zip(graph.groups, counts.tolist(), strict=True):
         if gone and group.pinned:
             raise PlanError(f"{group.name} can't be removed; pinned: {group.pinned}")
         if gone == len(group.units) and gone:

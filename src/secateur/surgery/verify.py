@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +14,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import SecateurError
-from secateur.graph import mapped_state, mode_of, run, state_of, tensors_in, twice, unwrapped
+from secateur.graph import mapped_state, mode_of, run, tensors_in, twice, unwrapped
 from secateur.plan import Plan
-from secateur.surgery.cut import select, silenced
+from secateur.surgery.cut import select, silence
 
 TOLERANCE = {torch.float64: 1e-12}
 FLOAT32_TOLERANCE = 1e-5
@@ -81,16 +83,20 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any) 
     checks = []
     for training in (False, True):
         inputs = twice(example_inputs) if training else example_inputs
-        silent = silenced(state_of(model), plan)
-        pruned = mapped_state(small, lambda _, tensor: tensor.detach().clone())
-        own = compared(model, small, silent, pruned, inputs, training, "own")
-        if own is None:  # the original itself does not run in train mode on this input
+
+        def own(dtype: torch.dtype | None, inputs: Any = inputs, training: bool = training) -> Check | None:
+            silent, cut = partial(_silent_state, model, plan, dtype), partial(_own_state, small, dtype)
+            return compared(model, small, silent, cut, inputs, training, "own")
+
+        first = own(None)
+        if first is None:  # the original itself does not run in train mode on this input
             continue
-        if not own.ok and own.dtype != "float64":
-            double = compared(model, small, in_float64(silent), in_float64(pruned), in_float64(inputs), training, "own")
-            own = double if double is not None else own
-        checks.append(own)
-        silent, cut = _random_states(model, plan)
+        if not first.ok and first.dtype != "float64":
+            inputs = in_float64(inputs)
+            double = own(torch.float64, inputs)
+            first = double if double is not None else first
+        checks.append(first)
+        silent, cut = (partial(_random_state, model, plan, cutting) for cutting in (False, True))
         third = compared(model, small, silent, cut, in_float64(inputs), training, "random")
         if third is not None and not third.problem.startswith("the original"):
             checks.append(third)
@@ -98,35 +104,46 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any) 
     return Report(error, bool(checks) and all(c.ok for c in checks), tuple(checks))
 
 
+State = Mapping[str, Tensor] | Callable[[], Mapping[str, Tensor]]
+
+
 def compared(
     model: nn.Module,
     small: nn.Module,
-    silenced: dict[str, Tensor],
-    pruned: dict[str, Tensor],
+    silenced: State,
+    pruned: State,
     inputs: Any,
     training: bool,
     weights: str,
 ) -> Check | None:
-    """Run a network with its silenced tensors and the pruned one with its own; None if the former does not run."""
+    """Run a network with its silenced tensors and the pruned one with its own; None if the former does not run.
+
+    Args:
+        silenced: tensors for `model`, or what makes them: then they are dropped before the other network's are made.
+        pruned: the same for `small`.
+    """
     mode = "train" if training else "eval"
-    dtype = next((t.dtype for t in silenced.values() if t.is_floating_point()), torch.float32)
+    state = _made(silenced)
+    dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
     name = str(dtype).removeprefix("torch.")
 
     def failed(problem: str) -> Check:
         return Check(mode, weights, name, float("inf"), False, problem)
 
     try:
-        expected = list(_outputs(model, silenced, inputs, training))
+        expected = _outputs(model, state, inputs, training)
     except SecateurError:
         raise
     except Exception:
         return None
+    finally:
+        del state
     if not all(torch.isfinite(t).any() for t in expected if t.is_floating_point() and t.numel()):
         if weights == "random":
             return None
         return failed(f"the original's output is not finite in {mode} mode")
     try:
-        got = list(_outputs(small, pruned, inputs, training))
+        got = _outputs(small, _made(pruned), inputs, training)
     except Exception as failure:
         return failed(f"the pruned network fails in {mode} mode: {type(failure).__name__}: {failure}")
     if [t.shape for t in got] != [t.shape for t in expected]:
@@ -134,7 +151,7 @@ def compared(
     error = max((_relative_error(a, b) for a, b in zip(got, expected, strict=True)), default=0.0)
     tolerance = TOLERANCE.get(dtype, FLOAT32_TOLERANCE)
     if dtype == torch.float64 and tolerance < error <= MOST_ROUNDING:
-        nudged = list(_outputs(model, _nudged(silenced), inputs, training))
+        nudged = _outputs(model, _nudged(_made(silenced)), inputs, training)
         rounding = max((_relative_error(a, b) for a, b in zip(nudged, expected, strict=True)), default=0.0)
         tolerance = max(tolerance, min(ROUNDINGS * rounding, MOST_ROUNDING))
     ok = error <= tolerance
@@ -142,10 +159,14 @@ def compared(
     return Check(mode, weights, name, error, ok, problem, tolerance)
 
 
-def _outputs(model: nn.Module, state: dict[str, Tensor], inputs: Any, training: bool) -> Iterator[Tensor]:
+def _made(state: State) -> dict[str, Tensor]:
+    return dict(state() if callable(state) else state)
+
+
+def _outputs(model: nn.Module, state: Mapping[str, Tensor], inputs: Any, training: bool) -> list[Tensor]:
     with mode_of(model, training), _Quiet(), torch.no_grad(), torch.random.fork_rng(devices=[]):
         inputs = pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)
-        return iter(tensors_in(run(model, state, inputs)))
+        return tensors_in(run(model, state, inputs))
 
 
 class _Quiet(TorchDispatchMode):
@@ -175,14 +196,20 @@ def _relative_error(a: Tensor, b: Tensor) -> float:
 
 
 def _nudged(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Every weight changed by a rounding error of one sign or the other."""
+    """Every weight changed by a rounding error of one sign or the other; takes the tensors out of the given state."""
     generator = torch.Generator().manual_seed(0)
-
-    def nudge(tensor: Tensor) -> Tensor:
-        signs = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor) * 2 - 1
-        return tensor * (1 + torch.finfo(tensor.dtype).eps * signs)
-
-    return _each_float(nudge, state)
+    made: dict[int, tuple[Tensor, Tensor]] = {}
+    shared = Counter(map(id, state.values()))
+    for name, tensor in state.items():
+        if tensor.is_floating_point():
+            new = made[id(tensor)][1] if id(tensor) in made else None
+            if new is None:
+                signs = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor) * 2 - 1
+                new = tensor * (1 + torch.finfo(tensor.dtype).eps * signs)
+                if shared[id(tensor)] > 1:
+                    made[id(tensor)] = (tensor, new)
+            state[name] = new
+    return state
 
 
 def in_float64(tree: Any) -> Any:
@@ -203,28 +230,72 @@ def _each_float(convert: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return pytree.tree_map(one, tree)
 
 
-def _random_states(model: nn.Module, plan: Plan) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weights in float64 that let every channel show (none zero, variances positive), silenced and cut by the plan."""
+def _own_state(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """A network's tensors, copied; floating-point ones in the given type."""
+    return mapped_state(model, lambda _, tensor: _copied(tensor, dtype))
+
+
+def _silent_state(model: nn.Module, plan: Plan, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """A network's tensors, copied, silenced by the plan."""
+    state = _own_state(model, dtype)
+    silence(state, plan)
+    return state
+
+
+def _copied(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.detach().to(dtype if tensor.is_floating_point() and dtype else tensor.dtype, copy=True)
+
+
+def _random_state(model: nn.Module, plan: Plan, cutting: bool) -> dict[str, Tensor]:
+    """Weights in float64 that let every channel show (none zero, variances positive), silenced or cut by the plan.
+
+    Both are drawn alike, so that only one of them need exist at a time.
+    """
     parameters = {id(p) for p in model.parameters()}
     generator = torch.Generator().manual_seed(0)
+    drawn = _Normal(generator)
 
     def draw(name: str, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor.clone()
         if tensor.dim() >= 2 and id(tensor) in parameters:
-            new = torch.randn(tensor.shape, generator=generator, dtype=torch.float64) / max(1, tensor[0].numel()) ** 0.5
+            new = drawn(tensor.shape).div_(max(1, tensor[0].numel()) ** 0.5)
         elif id(tensor) in parameters or name.endswith(("running_mean", "running_var")):
             new = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5
         else:
             return tensor.detach().to(torch.float64, copy=True)  # a constant of the network: its values mean something
         return new.to(tensor.device)
 
+    def draw_cut(name: str, tensor: Tensor) -> Tensor:
+        # A plan names a tied tensor once, by its first name, which comes first here.
+        kept = {d: torch.as_tensor(plan.kept(name, d), device=tensor.device) for d in plan.removed.get(name, {})}
+        return select(draw(name, tensor), kept)
+
+    if cutting:
+        return mapped_state(model, draw_cut)
     random = mapped_state(model, draw)
-    cut: dict[int, Tensor] = {}
-    for name, tensor in random.items():  # a plan names a tied tensor once, by its first name, which comes first here
-        if id(tensor) not in cut:
-            dims = plan.removed.get(name, {})
-            cut[id(tensor)] = select(
-                tensor, {d: torch.as_tensor(plan.kept(name, d), device=tensor.device) for d in dims}
-            )
-    return silenced(random, plan), {name: cut[id(t)] for name, t in random.items()}
+    silence(random, plan)
+    return random
+
+
+class _Normal:
+    """Tensors of normally distributed numbers, of any size, at the price of a copy.
+
+    They are cut one after the other out of a ring of random numbers. Its length is prime, so that no two channels of a
+    tensor are alike, however many times the ring goes round.
+    """
+
+    PRIME = 65_537
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.ring = torch.randn(self.PRIME, generator=generator, dtype=torch.float64)
+        self.at = 0
+
+    def __call__(self, shape: Sequence[int]) -> Tensor:
+        new = torch.empty(tuple(shape), dtype=torch.float64)
+        flat, done = new.view(-1), 0
+        while done < len(flat):
+            part = min(len(flat) - done, self.PRIME - self.at)
+            flat[done : done + part] = self.ring[self.at : self.at + part]
+            done, self.at = done + part, (self.at + part) % self.PRIME
+        return new
