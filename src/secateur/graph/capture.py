@@ -8,6 +8,7 @@ tensors.
 
 from __future__ import annotations
 
+import random
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
@@ -103,6 +105,7 @@ class Capture:
     calls: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)  # (module, values it returned), in time
     outputs: tuple[int, ...] = ()
     training: bool = False
+    meta: bool = True  # on meta tensors, or on copies of the real ones
 
 
 class _Recorder(TorchDispatchMode):
@@ -117,7 +120,7 @@ class _Recorder(TorchDispatchMode):
 
     def ref(self, tensor: Tensor) -> Ref:
         value = self.values.get(id(tensor))
-        if value is None:
+        if value is None or self.capture.shapes[value] != tuple(tensor.shape):  # in place, a tensor gets another shape
             value = len(self.capture.shapes)
             self.values[id(tensor)] = value
             self.capture.shapes.append(tuple(tensor.shape))
@@ -254,7 +257,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def run(model: nn.Module, state: Mapping[str, Tensor], example_inputs: Any) -> Any:
     """The network's output on the example inputs, with `state` in place of its own tensors; nothing stays in it."""
     args, kwargs = as_call(example_inputs)
-    with attributes_kept(model), _eagerly(), warnings.catch_warnings():
+    with attributes_kept(model), _eagerly(), _same_chances(), warnings.catch_warnings():
         # The network's own habits (deprecated calls, values read from tensors) are not our news.
         warnings.simplefilter("ignore")
         owners = {name: (held, key) for name, held, key in slots_of(model)}
@@ -262,6 +265,19 @@ def run(model: nn.Module, state: Mapping[str, Tensor], example_inputs: Any) -> A
             held, key = owners[name]
             held[key] = tensor  # put back together with the attributes
         return model(*args, **kwargs)
+
+
+@contextmanager
+def _same_chances() -> Iterator[None]:
+    """Python's and NumPy's generators start alike in every run, and go on afterwards where they were."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 -- the network's habits, not ours
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 def _eagerly() -> AbstractContextManager[Any]:
@@ -275,8 +291,14 @@ def _eagerly() -> AbstractContextManager[Any]:
 def mode_of(model: nn.Module, training: bool) -> Iterator[None]:
     """Put the network into train or eval mode; every module's own mode comes back afterwards."""
     before = [(module, module.training) for module in distinct_modules(model)]
-    model.train(training)  # the network's own: some override it to keep layers frozen, and that is respected
     try:
+        try:
+            model.train(training)  # the network's own: some override it to keep layers frozen, and that is respected
+        except Exception as error:
+            raise ModelError(
+                f"{type(model).__name__} can't be put into {'train' if training else 'eval'} mode "
+                f"({first_line(error)}); of an exported network, prune the original and export the result"
+            ) from error
         yield
     finally:
         for module, mode in before:
@@ -285,11 +307,15 @@ def mode_of(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 def twice(example_inputs: Any) -> Any:
-    """The example inputs with a batch of one repeated, since BatchNorm needs two values per channel to train."""
+    """The example inputs with a batch of one doubled, since BatchNorm needs two values per channel to train.
+
+    The second sample is the first one mirrored: the same once more would leave BatchNorm few distinct values, whose
+    rounding errors it multiplies.
+    """
 
     def repeat(item: Any) -> Any:
         if isinstance(item, Tensor) and item.dim() >= 2 and item.shape[0] == 1:
-            return item.repeat(2, *[1] * (item.dim() - 1))
+            return torch.cat([item, item.flip(-1) if item.is_floating_point() else item])
         return item
 
     return pytree.tree_map(repeat, example_inputs)
@@ -344,7 +370,7 @@ def capture(model: nn.Module, example_inputs: Any, *, training: bool, meta: bool
     lazy = [name for name, tensor in state_of(model).items() if nn.parameter.is_lazy(tensor)]
     if lazy:
         raise ModelError(f"{type(model).__name__}: {lazy[0]} has no shape yet; run the network once before tracing it")
-    record = Capture(training=training)
+    record = Capture(training=training, meta=meta)
     recorder = _Recorder(record, {id(module): name for name, module in reversed(modules_of(model))})
     inputs = fresh_inputs(twice(example_inputs) if training else example_inputs, meta)
     state = mapped_state(model, to_meta if meta else detached)

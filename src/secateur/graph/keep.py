@@ -7,8 +7,10 @@ computed weight as a plain attribute. A run on meta tensors would leave tensors 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import _lru_cache_wrapper
 from typing import Any
 
 import torch
@@ -24,7 +26,9 @@ _SWAPPED = ("_parameters", "_buffers", "_modules")  # what they hold is swapped 
 def attributes_kept(model: nn.Module) -> Iterator[None]:
     """Put back every module's attributes, containers and all, and the values of tensors among them."""
     kept = _Kept()
-    for module in distinct_modules(model):
+    modules = distinct_modules(model)
+    kept.note_classes({type(module) for module in modules})
+    for module in modules:
         kept.note(vars(module))
         if isinstance(module, torch.jit.ScriptModule):  # its tensors can't be swapped: a run changes the real ones
             for tensor in (*module.parameters(), *module.buffers()):
@@ -52,6 +56,21 @@ class _Kept:
         self.containers: list[tuple[Any, Any]] = []
         self.tensors: dict[int, tuple[Tensor, Tensor]] = {}
         self.seen: set[int] = set()
+        self.shared: list[tuple[Any, Any]] = []
+        self.caches: list[tuple[Any, int]] = []
+
+    def note_classes(self, classes: Iterable[type]) -> None:
+        """Containers and caches that the networks' classes, or the files these are in, keep for all their objects."""
+        homes = {home for cls in classes for home in cls.__mro__ if not home.__module__.startswith(_OTHERS)}
+        spaces = [
+            *map(vars, homes),
+            *(vars(sys.modules[name]) for name in {h.__module__ for h in homes} & sys.modules.keys()),
+        ]
+        for name, value in (item for space in spaces for item in [*space.items()]):
+            if type(value) in (list, dict, set) and not name.startswith("__"):
+                self.shared.append((value, value.copy()))
+            elif isinstance(value, _lru_cache_wrapper):
+                self.caches.append((value, value.cache_info().misses))
 
     def note(self, attributes: dict[str, Any]) -> None:
         """The content of a module's attributes and of all lists, dicts and sets inside them."""
@@ -79,15 +98,30 @@ class _Kept:
 
     def restore(self) -> None:
         for container, content in self.containers:
-            if isinstance(container, list):
-                container[:] = content
-            else:
-                container.clear()
-                container.update(content)
+            _refill(container, content)
+        for container, content in self.shared:
+            if (
+                len(container) != len(content)
+                or any(a is not b for a, b in zip(container, content, strict=True))
+                or (isinstance(container, dict) and any(container[key] is not value for key, value in content.items()))
+            ):
+                _refill(container, content)
+        for cache, misses in self.caches:
+            if cache.cache_info().misses != misses:  # what was computed in this run may be of meta tensors
+                cache.cache_clear()
         with torch.no_grad(), _disable_current_modes():
             for tensor, value in self.tensors.values():
                 if not torch.equal(tensor, value):
                     tensor.copy_(value)
 
 
+def _refill(container: Any, content: Any) -> None:
+    if isinstance(container, list):
+        container[:] = content
+    else:
+        container.clear()
+        container.update(content)
+
+
+_OTHERS = ("torch.", "builtins", "secateur.")  # classes whose homes keep nothing of a network
 _HELD = frozenset((Tensor, list, dict, set, tuple))  # types exactly: classes derived from them may do as they like

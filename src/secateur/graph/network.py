@@ -71,6 +71,17 @@ class Graph:
         solution: units and groups as arrays.
         numbers: module attributes that depend on channel counts.
         notes: what could not be traced as wished.
+
+    Examples:
+        >>> import torch, secateur
+        >>> conv = torch.nn.Conv2d
+        >>> net = torch.nn.Sequential(conv(3, 8, 3), torch.nn.ReLU(), conv(8, 4, 3), conv(4, 2, 1))
+        >>> graph = secateur.trace(net, torch.zeros(1, 3, 8, 8))
+        >>> graph.units, [group.name for group in graph.groups if group.pinned is None]
+        (17, ['0', '2'])
+        >>> # What goes with the second unit, a channel of the first convolution:
+        >>> [(graph.tensors[tensor].name, dim, index) for tensor, dim, index in graph.slots(1)]
+        [('0.weight', 0, 1), ('0.bias', 0, 1), ('2.weight', 1, 1)]
     """
 
     model: nn.Module

@@ -46,7 +46,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
 
 
 def _traced(model: nn.Module, example_inputs: Any) -> Graph:
-    captures, meta, notes = _captures(model, example_inputs)
+    captures, notes = _captures(model, example_inputs)
     table = _table(model, captures)
     pins: list[Pin] = []
     choices: dict[tuple[bool, int], int] = {}
@@ -57,7 +57,7 @@ def _traced(model: nn.Module, example_inputs: Any) -> Graph:
         fixed = {number for number, reason in enumerate(graph.solution.reasons) if reason is not None}
         if _another_choice(graph, fixed, choices):
             continue
-        trial = Trial(graph, meta)
+        trial = Trial(graph)
         guilty = trial.guilty()
         if not guilty:
             return graph
@@ -75,19 +75,22 @@ def _traced(model: nn.Module, example_inputs: Any) -> Graph:
             pins.append(Pin(atoms, f"a size is written in the code: {failure}", failure.place))
 
 
-def _captures(model: nn.Module, example_inputs: Any) -> tuple[list[Capture], bool, list[str]]:
-    """One run in eval and one in train mode, on meta tensors if the network allows it."""
-    meta, notes = True, []
+def _captures(model: nn.Module, example_inputs: Any) -> tuple[list[Capture], list[str]]:
+    """One run in eval and one in train mode."""
+    captures, notes = [_capture(model, example_inputs, False)], []
     try:
-        captures = [capture(model, example_inputs, training=False)]
-    except ModelError:
-        meta = False  # values are needed, or constants are made on a device: compute for real
-        captures = [capture(model, example_inputs, training=False, meta=False)]
-    try:
-        captures.append(capture(model, example_inputs, training=True, meta=meta))
+        captures.append(_capture(model, example_inputs, True))
     except ModelError as error:
         notes.append(f"traced in eval mode only: {error}")
-    return captures, meta, notes
+    return captures, notes
+
+
+def _capture(model: nn.Module, example_inputs: Any, training: bool) -> Capture:
+    """On meta tensors; where values are needed, or constants are made on a device, on real ones."""
+    try:
+        return capture(model, example_inputs, training=training)
+    except ModelError:
+        return capture(model, example_inputs, training=training, meta=False)
 
 
 def _table(model: nn.Module, captures: Sequence[Capture]) -> AtomTable:

@@ -29,11 +29,10 @@ class Trial:
 
     Args:
         graph: the network as labelled.
-        meta: run on meta tensors; otherwise on copies of the real ones.
     """
 
-    def __init__(self, graph: Graph, meta: bool) -> None:
-        self.graph, self.meta = graph, meta
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
         self.modules = dict(graph.model.named_modules())
         self.names = {id(module): name for name, module in self.modules.items()}
         self.free = [g for g, group in enumerate(graph.groups) if group.pinned is None and len(group) > 1]
@@ -88,14 +87,16 @@ class Trial:
 
         def cut(name: str, tensor: Tensor) -> Tensor:
             dims = slices.get(name, {})
-            if self.meta:
-                shape = [n - len(dims.get(d, ())) for d, n in enumerate(tensor.shape)]
-                return torch.empty(shape, dtype=tensor.dtype, device="meta", requires_grad=tensor.requires_grad)
             new = tensor.detach().clone()
             for d, gone in dims.items():
                 kept = np.setdiff1d(np.arange(tensor.shape[d]), gone)
                 new = new.index_select(d, torch.as_tensor(kept, device=new.device))
             return new.requires_grad_(tensor.requires_grad)
+
+        def shrunk(name: str, tensor: Tensor) -> Tensor:
+            dims = slices.get(name, {})
+            shape = [n - len(dims.get(d, ())) for d, n in enumerate(tensor.shape)]
+            return torch.empty(shape, dtype=tensor.dtype, device="meta", requires_grad=tensor.requires_grad)
 
         def silenced(name: str, tensor: Tensor) -> Tensor:
             new = tensor.detach().clone()
@@ -106,22 +107,22 @@ class Trial:
         gone = graph.removed_atoms(removed)
         values = values_after([*graph.numbers, *numbers], gone)
         for flow in graph.flows:
-            training = flow.capture.training
+            training, meta = flow.capture.training, flow.capture.meta
             inputs = twice(graph.example_inputs) if training else graph.example_inputs
             seen = Replay() if strict else None
             with mode_of(graph.model, training), numbers_set(graph.model, values):
                 try:
-                    output = self._run(mapped_state(graph.model, cut), inputs, seen)
+                    output = self._run(mapped_state(graph.model, shrunk if meta else cut), inputs, meta, seen)
                 except Exception as error:  # whatever the network's own code raises
                     place = capturing.place_of(error, self.names)
                     return Failure(f"{type(error).__name__}: {capturing.first_line(error)}", place)
             shapes = [tuple(t.shape) for t in tensors_in(output)]
             expected = [flow.capture.shapes[value] for value in flow.capture.outputs]
             before = None
-            if not self.meta and (strict or shapes != expected):  # sizes may depend on values: those of the silenced
+            if not meta and (strict or shapes != expected):  # sizes may depend on values: those of the silenced
                 before = Replay()
                 with mode_of(graph.model, training):
-                    silent = self._run(mapped_state(graph.model, silenced), inputs, before)
+                    silent = self._run(mapped_state(graph.model, silenced), inputs, meta, before)
                 expected = [tuple(t.shape) for t in tensors_in(silent)]
             if shapes != expected:
                 text = f"the output's shape becomes {shapes} instead of {expected}"
@@ -131,17 +132,18 @@ class Trial:
                 return other
         return None
 
-    def _run(self, state: Mapping[str, Tensor], inputs: Any, mode: TorchDispatchMode | None) -> Any:
-        fresh = capturing.fresh_inputs(inputs, self.meta)
+    def _run(self, state: Mapping[str, Tensor], inputs: Any, meta: bool, mode: TorchDispatchMode | None) -> Any:
+        fresh = capturing.fresh_inputs(inputs, meta)
         # With gradients on, as in the capture: some modules take other operators without them.
         with torch.random.fork_rng(devices=[]), torch.enable_grad(), mode or Answering():
             return run(self.graph.model, state, fresh)
 
     def _fickle(self, flow: Flow, inputs: Any) -> bool:
         """The network calculates with other numbers in every run (drawn by Python's own generator, or counted)."""
-        seen, whole = Replay(), capturing.to_meta if self.meta else capturing.detached
+        seen, meta = Replay(), flow.capture.meta
+        whole = mapped_state(self.graph.model, capturing.to_meta if meta else capturing.detached)
         with mode_of(self.graph.model, flow.capture.training):
-            self._run(mapped_state(self.graph.model, whole), inputs, seen)
+            self._run(whole, inputs, meta, seen)
         return seen.differs(flow, np.zeros(len(self.graph.table), dtype=bool)) is not None
 
     # -- where to look first ------------------------------------------------------------------------------------------

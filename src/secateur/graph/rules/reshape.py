@@ -94,16 +94,16 @@ def _without_free(tracks: list[Track]) -> Dim:
     return tuple(spoken or tracks[:1])
 
 
-@rule("permute", "transpose", "t", "movedim", "swapaxes", "numpy_T", "mT")
+@rule("permute", "transpose", "transpose_", "t", "t_", "movedim", "swapaxes", "numpy_T", "mT")
 def permute(flow: Flow, node: Node) -> None:
     layout = flow.get(node.args[0])
     order = list(range(len(layout)))
     if node.op == "permute":
         order = [d % len(layout) for d in node.args[1]]
-    elif node.op == "transpose":
+    elif node.op in ("transpose", "transpose_"):
         a, b = (d % len(layout) for d in node.args[1:3])
         order[a], order[b] = order[b], order[a]
-    elif len(layout) >= 2 and node.op in ("t", "numpy_T", "mT"):
+    elif len(layout) >= 2 and node.op in ("t", "t_", "numpy_T", "mT"):
         order = [*order[:-2], order[-1], order[-2]] if node.op == "mT" else order[::-1]
     elif node.op in ("movedim", "swapaxes"):
         return flow.barrier(f"no rule for {node.op}")
