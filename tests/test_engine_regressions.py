@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -453,3 +454,58 @@ def test_rounding_errors_that_the_network_multiplies_are_not_taken_for_a_wrong_c
     with torch.no_grad():
         result.model.c.weight *= 1 + 1e-6
     assert not secateur.verify(model, result.model, result.plan, x).ok
+
+
+def test_what_cannot_be_compared_is_said_so() -> None:
+    class Fails(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            return y if y.device.type == "meta" else y[torch.tensor([9])]
+
+    layers = zoo.conv_bn(3, 8), nn.Conv2d(8, 4, 1)
+    with pytest.raises(ModelError, match="itself fails in eval mode"):
+        secateur.prune(Fails(*layers), zoo.example(), pruning_ratio=0.5)
+    with pytest.raises(ModelError, match="gives empty outputs"):
+        secateur.prune(nn.Sequential(*layers), zoo.example()[:0], pruning_ratio=0.5)
+    with pytest.raises(ModelError, match="without data"):
+        secateur.prune(nn.Sequential(*layers).to("meta"), zoo.example(), method="random", pruning_ratio=0.5)
+
+
+def test_a_parameter_without_elements() -> None:
+    class Empty(Between):
+        def make(self) -> None:
+            self.c = zoo.conv_bn(8, 8)
+            self.prompts = nn.Parameter(torch.zeros(0, 8))
+
+        def between(self, y: Tensor) -> Tensor:
+            return self.c(y) + self.prompts.sum()
+
+    pruned(Empty())
+
+
+def test_values_read_in_train_mode_only() -> None:
+    class Reads(Between):
+        def make(self) -> None:
+            self.c, self.auxiliary = zoo.conv_bn(8, 8), nn.Conv2d(8, 8, 1)
+
+        def between(self, y: Tensor) -> Tensor:
+            if self.training and self.auxiliary(y).abs().sum().item() > 1e9:
+                y = y + 1
+            return self.c(y)
+
+    assert not pruned(Reads()).graph.notes
+
+
+def test_chances_of_python_and_numpy_are_the_same_in_every_run() -> None:
+    class Chance(Between):
+        def make(self) -> None:
+            self.c = zoo.conv_bn(8, 8)
+
+        def between(self, y: Tensor) -> Tensor:
+            return self.c(y * random.random() if self.training else y)
+
+    random.seed(7)
+    expected = random.random()
+    random.seed(7)
+    pruned(Chance())
+    assert random.random() == expected

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.errors import SecateurError
-from secateur.graph import mapped_state, mode_of, run, tensors_in, twice, unwrapped
+from secateur.errors import ModelError, SecateurError
+from secateur.graph import mapped_state, mode_of, run, state_of, tensors_in, twice, unwrapped
 from secateur.plan import Plan
 from secateur.surgery.cut import select, silence
 
@@ -53,6 +53,15 @@ class Report:
         ok: every check is within its tolerance: 1e-5 in float32; in float64 1e-12, or 100 times the network's own
             answer to a change of one unit in the last place where that is more.
         checks: all comparisons made.
+
+    Examples:
+        >>> import torch, secateur
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 1))
+        >>> report = secateur.prune(net, torch.randn(1, 3, 8, 8), pruning_ratio=0.5).report
+        >>> report.ok, report.relative_error <= 1e-5
+        (True, True)
+        >>> [(check.mode, check.weights) for check in report.checks]
+        [('eval', 'own'), ('eval', 'random'), ('train', 'own'), ('train', 'random')]
     """
 
     relative_error: float
@@ -78,8 +87,28 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any) 
         small: the pruned network.
         plan: what was removed.
         example_inputs: as for `trace`.
+
+    Raises:
+        ModelError: nothing can be compared, since the original has no data, fails itself, or gives nothing.
+
+    Examples:
+        >>> import torch, secateur
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 1))
+        >>> image = torch.randn(1, 3, 8, 8)
+        >>> graph = secateur.trace(net, image)
+        >>> plan = secateur.select(graph, secateur.score(graph, "l1"), pruning_ratio=0.5)
+        >>> small = secateur.apply(net, plan)
+        >>> secateur.verify(net, small, plan, image).ok
+        True
+        >>> with torch.no_grad():
+        ...     small[2].bias += 1.0
+        >>> print(secateur.verify(net, small, plan, image))  # doctest: +ELLIPSIS
+        NOT exact: largest relative error ...
     """
     model, small = unwrapped(model), unwrapped(small)
+    owner = type(model).__name__
+    if any(tensor.is_meta for tensor in state_of(model).values()):
+        raise ModelError(f"{owner} has tensors without data (on the meta device), which can't be compared; load them")
     checks = []
     for training in (False, True):
         inputs = twice(example_inputs) if training else example_inputs
@@ -89,6 +118,10 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any) 
             return compared(model, small, silent, cut, inputs, training, "own")
 
         first = own(None)
+        if first is None and not training:
+            raise ModelError(
+                f"{owner} itself fails in eval mode on the example inputs, which tracing needs no values of"
+            )
         if first is None:  # the original itself does not run in train mode on this input
             continue
         if not first.ok and first.dtype != "float64":
@@ -138,6 +171,8 @@ def compared(
         return None
     finally:
         del state
+    if expected and not any(t.numel() for t in expected):
+        raise ModelError(f"{type(model).__name__} gives empty outputs on the example inputs: nothing can be compared")
     if not all(torch.isfinite(t).any() for t in expected if t.is_floating_point() and t.numel()):
         if weights == "random":
             return None
@@ -259,7 +294,7 @@ def _random_state(model: nn.Module, plan: Plan, cutting: bool) -> dict[str, Tens
         if not tensor.is_floating_point():
             return tensor.clone()
         if tensor.dim() >= 2 and id(tensor) in parameters:
-            new = drawn(tensor.shape).div_(max(1, tensor[0].numel()) ** 0.5)
+            new = drawn(tensor.shape).div_(max(1, tensor.numel() // max(1, len(tensor))) ** 0.5)
         elif id(tensor) in parameters or name.endswith(("running_mean", "running_var")):
             new = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5
         else:
