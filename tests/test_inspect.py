@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -18,7 +17,6 @@ from typer.testing import CliRunner
 import secateur
 from secateur.cli import app
 from secateur.costs import CostModel
-from secateur.graph import network
 from secateur.report import couplings_dot, couplings_svg, groups_data, groups_table
 
 ROOT = Path(__file__).parents[1]
@@ -417,8 +415,3 @@ def test_explain_says_what_holds_no_channels() -> None:
 def test_a_near_miss_is_answered_with_the_name_that_was_meant(miss: str, meant: str) -> None:
     with pytest.raises(secateur.SecateurError, match=f"is called '{miss}'; known: .*; did you mean '{meant}'"):
         traced("unet").explain(miss)
-
-
-def test_examples_in_docstrings_run() -> None:
-    result = doctest.testmod(network)
-    assert result.attempted > 5 and result.failed == 0

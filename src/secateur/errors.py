@@ -25,7 +25,29 @@ from collections.abc import Iterable
 
 
 class SecateurError(Exception):
-    """Base of all errors raised on purpose; `exit_code` is what the command line ends with."""
+    """Base of all errors raised on purpose; `exit_code` is what the command line ends with.
+
+    Examples:
+        >>> import torch, secateur
+        >>> image = torch.zeros(1, 3, 8, 8)
+        >>> try:
+        ...     secateur.prune(torch.nn.Conv2d(3, 8, 3), image, pruning_ratio=0.5)
+        ... except secateur.SecateurError as error:
+        ...     print(type(error).__name__, error.exit_code)
+        ...     print(error)  # doctest: +ELLIPSIS
+        NothingPrunableError 3
+        nothing of Conv2d can be removed:
+          weight (8 units): pinned: output of the network
+          weight#2 (3 units): pinned: input of a convolution that is fixed ...
+
+        Mistakes are ValueErrors, too:
+
+        >>> try:
+        ...     secateur.prune(torch.nn.Conv2d(3, 8, 3), image, method="l2", pruning_ratio=0.5)
+        ... except ValueError as error:
+        ...     print(error)
+        unknown method 'l2'; known: bn_scale, cap, l1, network_slimming, random; did you mean 'l1'?
+    """
 
     exit_code = 1
 

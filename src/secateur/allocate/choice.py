@@ -67,6 +67,34 @@ def select(
         NothingPrunableError: no unit can be removed; the message is the table of reasons.
         BudgetError: the budget can't be met; says what can.
         CheckpointError: the latency table is damaged.
+
+    Examples:
+        >>> import torch, secateur
+        >>> conv, relu = torch.nn.Conv2d, torch.nn.ReLU
+        >>> net = torch.nn.Sequential(conv(3, 16, 3), relu(), conv(16, 32, 3), relu(), conv(32, 2, 1))
+        >>> graph = secateur.trace(net, torch.zeros(1, 3, 16, 16))
+        >>> scores = [float(unit % 16) for unit in range(graph.units)]  # any numbers will do
+        >>> plan = secateur.select(graph, scores, pruning_ratio=0.25)
+        >>> plan.removed["0.weight"][0]
+        (0, 1, 2, 3)
+
+        How many channels the two convolutions keep:
+
+        >>> def widths(**options):
+        ...     small = secateur.apply(net, secateur.select(graph, scores, scope="group", **options))
+        ...     return small[0].out_channels, small[2].out_channels
+        >>> widths(budget={"macs": 0.5})
+        (11, 22)
+        >>> widths(budget={"macs": 0.5, "params": 1000})
+        (6, 13)
+        >>> widths(budget={"macs": 0.5}, round_to=8)
+        (8, 24)
+        >>> widths(pruning_ratio=1.0, min_keep=0.25)
+        (4, 8)
+        >>> widths(pruning_ratio=0.5, protect="0")
+        (16, 16)
+        >>> widths(pruning_ratio=0.5, ratios={"2": 0.75})
+        (8, 8)
     """
     allocation = Allocation(pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table)
     return selection(graph, scores, allocation, np.zeros(graph.units, dtype=bool)).plan

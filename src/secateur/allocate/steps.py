@@ -30,11 +30,12 @@ def schedule(remains: float, steps: int, kind: str = "linear") -> tuple[float, .
         MethodError: an argument is out of range or unknown.
 
     Examples:
-        >>> schedule(0.4, steps=3)
+        >>> import secateur
+        >>> secateur.schedule(0.4, steps=3)
         (0.8, 0.6, 0.4)
-        >>> schedule(0.125, steps=3, kind="geometric")
+        >>> secateur.schedule(0.125, steps=3, kind="geometric")
         (0.5, 0.25, 0.125)
-        >>> schedule(0.0, steps=2, kind="cubic")
+        >>> secateur.schedule(0.0, steps=2, kind="cubic")
         (0.125, 0.0)
     """
     if kind not in KINDS:

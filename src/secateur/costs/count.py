@@ -39,6 +39,15 @@ class Cost:
         params: trainable parameters, auxiliary heads included.
         macs, paper_flops, yolo_flops: see the module's docstring.
         modules: module name -> the same four numbers.
+
+    Examples:
+        >>> import torch, secateur
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 1))
+        >>> cost = secateur.cost(net, torch.zeros(1, 3, 8, 8))
+        >>> cost
+        Cost(params=242, macs=8352, paper_flops=9000, yolo_flops=17424)
+        >>> cost.modules["2"]["params"], cost.modules["1"]["paper_flops"]
+        (18, 288)
     """
 
     params: int
@@ -109,6 +118,14 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
 
     Raises:
         ModelError: the network does not run on the example inputs.
+
+    Examples:
+        >>> import torch, secateur
+        >>> net = torch.nn.Conv2d(3, 8, 3, padding=1)
+        >>> secateur.cost(net, torch.zeros(1, 3, 10, 10)).macs == 10 * 10 * 3 * 8 * 3 * 3
+        True
+        >>> secateur.cost(net, torch.zeros(2, 3, 10, 10)).macs  # the whole batch
+        43200
     """
     return CostModel(trace(model, example_inputs))()
 

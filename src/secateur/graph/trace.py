@@ -40,6 +40,26 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
 
     Raises:
         ModelError: the network does not run on the example inputs.
+
+    Examples:
+        >>> import torch, secateur
+        >>> class Net(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.first, self.second = torch.nn.Conv2d(3, 8, 1), torch.nn.Conv2d(8, 8, 3, padding=1)
+        ...         self.head = torch.nn.Conv2d(8, 2, 1)
+        ...     def forward(self, image, scale):
+        ...         x = self.first(image)
+        ...         return self.head(x + scale * self.second(x))
+        >>> graph = secateur.trace(Net(), (torch.zeros(1, 3, 8, 8), torch.ones(())))
+        >>> for group in graph.groups:
+        ...     print(group.name, len(group), "pinned" if group.pinned else group.members[:3])
+        first 8 (('first.weight', 0), ('first.bias', 0), ('second.weight', 0))
+        first.weight 3 pinned
+        head 2 pinned
+        >>> inputs = {"image": torch.zeros(1, 3, 8, 8), "scale": torch.ones(())}
+        >>> secateur.trace(Net(), inputs).units == graph.units
+        True
     """
     with no_collection():
         return _traced(unwrapped(model), example_inputs)

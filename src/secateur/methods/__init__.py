@@ -16,7 +16,13 @@ METHODS: dict[str, type[Method]] = {method.name: method for method in (L1, Rando
 
 
 def list_methods() -> tuple[str, ...]:
-    """The names of all methods."""
+    """The names of all methods.
+
+    Examples:
+        >>> import secateur
+        >>> "l1" in secateur.list_methods() and "cap" in secateur.list_methods()
+        True
+    """
     return tuple(METHODS)
 
 

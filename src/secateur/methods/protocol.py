@@ -44,7 +44,34 @@ class Training:
 
 
 class Method:
-    """Base of all methods. Options are the fields of the concrete dataclass, each with `metadata={"help": ...}`."""
+    """Base of all methods. Options are the fields of the concrete dataclass, each with `metadata={"help": ...}`.
+
+    Examples:
+        A method of your own, which needs no registration: what the loss would lose with a unit, to first order, is
+        the sum of weight * gradient over all that goes with it.
+
+        >>> import numpy as np, torch, secateur
+        >>> class Taylor(secateur.Method):
+        ...     name, needs_training = "taylor", True
+        ...     def start(self, graph):
+        ...         self.graph, self.sums = graph, np.zeros(graph.units)
+        ...     def after_backward(self):
+        ...         parameters = dict(self.graph.model.named_parameters())
+        ...         for unit in range(self.graph.units):
+        ...             for tensor, dim, index in self.graph.slots(unit):
+        ...                 p = parameters.get(self.graph.tensors[tensor].name)
+        ...                 if p is not None:  # buffers have no gradient
+        ...                     self.sums[unit] += float((p.detach() * p.grad).select(dim, index).sum())
+        ...     def scores(self, graph):
+        ...         return np.abs(self.sums)
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 1))
+        >>> image = torch.randn(4, 3, 8, 8)
+        >>> pruner = secateur.Pruner(net, image, method=Taylor())
+        >>> net(image).square().mean().backward()
+        >>> pruner.after_backward()
+        >>> pruner.finish(pruning_ratio=0.5).model[0].out_channels
+        4
+    """
 
     name: ClassVar[str]
     summary: ClassVar[str]

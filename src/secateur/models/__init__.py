@@ -22,7 +22,13 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {"segnet": SegNet, "unet": UNet}
 
 
 def list_models() -> list[str]:
-    """The registered names, sorted."""
+    """The registered names, sorted.
+
+    Examples:
+        >>> import secateur
+        >>> secateur.list_models()
+        ['segnet', 'unet']
+    """
     return sorted(NETWORKS)
 
 
@@ -38,6 +44,14 @@ def create_model(name: str, classes: int = 11, **options: Any) -> nn.Module:
     Raises:
         ModelError: the name, the module, the factory or an option is unknown, or the factory failed or returned
             something else.
+
+    Examples:
+        >>> import torch, secateur
+        >>> net = secateur.create_model("unet", classes=5, width=4)
+        >>> net.eval()(torch.zeros(1, 3, 32, 48)).shape
+        torch.Size([1, 5, 32, 48])
+        >>> secateur.create_model("torch.nn:Conv2d", in_channels=3, out_channels=8, kernel_size=1)
+        Conv2d(3, 8, kernel_size=(1, 1), stride=(1, 1))
     """
     if name in NETWORKS:
         factory = NETWORKS[name]

@@ -34,6 +34,18 @@ class Plan:
         removed: tensor name in the state dict -> dimension -> sorted indices; the whole truth about what goes.
         shapes: tensor name -> its shape before, for every tensor in `removed`.
         numbers: module name -> attribute -> its value after (`out_channels`, `groups` ...).
+
+    Examples:
+        >>> import torch, secateur
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 1, bias=False), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 1))
+        >>> graph = secateur.trace(net, torch.zeros(1, 1, 8, 8))
+        >>> plan = secateur.select(graph, [3.0, 1.0, 4.0, 2.0, 0.0, 0.0], pruning_ratio=0.5)
+        >>> for tensor, dims in plan.removed.items():
+        ...     print(tensor, dict(dims), plan.shapes[tensor], "->", plan.after(tensor))
+        0.weight {0: (1, 3)} (4, 1, 1, 1) -> (2, 1, 1, 1)
+        2.weight {1: (1, 3)} (2, 4, 1, 1) -> (2, 2, 1, 1)
+        >>> dict(plan.numbers["2"])
+        {'in_channels': 2}
     """
 
     removed: Removed
@@ -99,6 +111,7 @@ class Plan:
             PlanError: `later` was made for a network of other shapes.
 
         Examples:
+            >>> from secateur import Plan
             >>> first = Plan({"conv.weight": {0: (1,)}}, {"conv.weight": (4, 3)})
             >>> later = Plan({"conv.weight": {0: (0, 1)}}, {"conv.weight": (3, 3)})
             >>> dict(first.then(later).removed["conv.weight"])
@@ -150,7 +163,14 @@ class Plan:
         )
 
     def to_json(self) -> str:
-        """The plan as JSON text, the same for equal plans; `from_json` reads it back."""
+        """The plan as JSON text, the same for equal plans; `from_json` reads it back.
+
+        Examples:
+            >>> import secateur
+            >>> plan = secateur.Plan({"head.bias": {0: (1, 3)}}, {"head.bias": (4,)})
+            >>> print(plan.to_json())
+            {"numbers": {}, "removed": {"head.bias": {"0": [1, 3]}}, "secateur_plan": 1, "shapes": {"head.bias": [4]}}
+        """
         return json.dumps(
             {
                 "secateur_plan": VERSION,
@@ -167,6 +187,16 @@ class Plan:
 
         Raises:
             PlanError: the text is no plan, or one of a version that this release does not know.
+
+        Examples:
+            >>> import secateur
+            >>> plan = secateur.Plan({"conv.weight": {0: (1, 3)}}, {"conv.weight": (4, 3)})
+            >>> secateur.Plan.from_json(plan.to_json()) == plan
+            True
+            >>> secateur.Plan.from_json('{"removed": {"conv.weight": {"0": [3, 1]}}}')
+            Traceback (most recent call last):
+            ...
+            secateur.errors.PlanError: plan: conv.weight dim 0: indices must be distinct, sorted and not negative
         """
         if len(text) > LONGEST:
             raise PlanError(f"not a plan: {len(text):,} characters; plans of at most {LONGEST:,} are read")

@@ -86,7 +86,20 @@ class Pruner:
         self.method.begin(Training(steps, lr_sum, momentum, adaptive))
 
     def after_backward(self) -> None:
-        """Between `loss.backward()` and `optimizer.step()`."""
+        """Between `loss.backward()` and `optimizer.step()`.
+
+        Examples:
+            >>> import torch, secateur
+            >>> conv, image = torch.nn.Conv2d, torch.randn(2, 3, 8, 8)
+            >>> net = torch.nn.Sequential(conv(3, 8, 3), torch.nn.BatchNorm2d(8), conv(8, 2, 1))
+            >>> pruner = secateur.Pruner(net, image, method="network_slimming", lam=0.1)
+            >>> net(image).square().mean().backward()
+            >>> before = net[1].weight.grad.clone()
+            >>> pruner.after_backward()  # pulls the scales of the batch norm towards zero
+            >>> bool((net[1].weight.grad > before).all())
+            True
+            >>> pruner.close()
+        """
         if not self._stepped:  # a loop that does not call after_step: what belongs there is done here
             self.method.after_step()
         self.method.after_backward()
@@ -99,7 +112,21 @@ class Pruner:
         self._stepped = True
 
     def after_epoch(self, epoch: int) -> None:
-        """At the end of an epoch (0-based)."""
+        """At the end of an epoch (0-based).
+
+        Examples:
+            >>> import torch, secateur
+            >>> class Spread(secateur.Method):
+            ...     name = "spread"
+            ...     def after_epoch(self, epoch):
+            ...         print("epoch", epoch, "is over")
+            >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 2, 1))
+            >>> pruner = secateur.Pruner(net, torch.randn(1, 3, 8, 8), method=Spread())
+            >>> for epoch in range(2):
+            ...     pruner.after_epoch(epoch)  # behind your training
+            epoch 0 is over
+            epoch 1 is over
+        """
         self.method.after_epoch(epoch)
 
     def log(self) -> dict[str, float]:
@@ -107,7 +134,19 @@ class Pruner:
         return self.method.log()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on after an interruption."""
+        """All that is needed to go on after an interruption.
+
+        Examples:
+            >>> import torch, secateur
+            >>> def network():
+            ...     return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 2, 1))
+            >>> net, image = network(), torch.randn(1, 3, 8, 8)
+            >>> pruner = secateur.Pruner(net, image, method="l1")
+            >>> _ = pruner.step(pruning_ratio=0.5, inplace=True)
+            >>> state = {"pruner": pruner.state_dict(), "model": net.state_dict()}  # for torch.save
+            >>> sorted(state["pruner"])
+            ['method', 'plan', 'stepped']
+        """
         return {"method": self.method.state_dict(), "stepped": self._stepped, "plan": self.plan.to_json()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -116,6 +155,25 @@ class Pruner:
 
         Raises:
             CheckpointError: this network has been cut otherwise.
+
+        Examples:
+            >>> import torch, secateur
+            >>> def network():
+            ...     return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 2, 1))
+            >>> net, image = network(), torch.randn(1, 3, 8, 8)
+            >>> pruner = secateur.Pruner(net, image, method="l1")
+            >>> _ = pruner.step(pruning_ratio=0.5, inplace=True)
+            >>> state = {"pruner": pruner.state_dict(), "model": net.state_dict()}
+
+            After the interruption, from an unpruned network:
+
+            >>> again = network()
+            >>> pruner = secateur.Pruner(again, image, method="l1")
+            >>> pruner.load_state_dict(state["pruner"])
+            >>> again[0].out_channels
+            4
+            >>> again.load_state_dict(state["model"])
+            <All keys matched successfully>
         """
         plan = Plan.from_json(state["plan"])
         if plan != self.plan:
@@ -201,6 +259,21 @@ class Pruner:
 
         Raises:
             NothingPrunableError, BudgetError, MethodError, VerificationError.
+
+        Examples:
+            >>> import torch, secateur
+            >>> conv, image = torch.nn.Conv2d, torch.randn(2, 3, 8, 8)
+            >>> net = torch.nn.Sequential(conv(3, 8, 3), torch.nn.BatchNorm2d(8), conv(8, 2, 1))
+            >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)
+            >>> pruner = secateur.Pruner(net, image, method="cap", position="all")
+            >>> for _ in range(2):  # your training
+            ...     optimizer.zero_grad()
+            ...     net(image).square().mean().backward()
+            ...     pruner.after_backward()
+            ...     optimizer.step()
+            >>> result = pruner.finish(pruning_ratio=0.5)
+            >>> result.model[1].num_features, result.report.ok
+            (4, True)
         """
         allocation = Allocation(pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table)
         return self._cut(allocation, inplace, optimizer)

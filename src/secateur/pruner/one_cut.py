@@ -31,6 +31,17 @@ def score(graph: Graph, method: str | Method | Criterion, **options: Any) -> NDA
 
     Raises:
         MethodError: unknown method or option.
+
+    Examples:
+        >>> import torch, secateur
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 1), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 1))
+        >>> with torch.no_grad():
+        ...     net[0].weight[:] = torch.tensor([3.0, -1.0, 4.0, 2.0]).reshape(4, 1, 1, 1)
+        >>> graph = secateur.trace(net, torch.zeros(1, 1, 8, 8))
+        >>> secateur.score(graph, "l1").tolist()  # the output's two channels must stay
+        [3.0, 1.0, 4.0, 2.0, inf, inf]
+        >>> secateur.score(graph, lambda graph: range(graph.units)).tolist()
+        [0.0, 1.0, 2.0, 3.0, inf, inf]
     """
     if not isinstance(method, (str, Method)) and callable(method):
         values = np.asarray(method(graph), dtype=np.float64)
@@ -71,6 +82,17 @@ def prune(
 
     Raises:
         NothingPrunableError, BudgetError, MethodError, ModelError, VerificationError.
+
+    Examples:
+        >>> import torch, secateur
+        >>> conv, relu = torch.nn.Conv2d, torch.nn.ReLU
+        >>> net = torch.nn.Sequential(conv(3, 16, 3), relu(), conv(16, 16, 3), relu(), conv(16, 2, 1))
+        >>> image = torch.randn(1, 3, 16, 16)
+        >>> result = secateur.prune(net, image, method="l1", budget={"params": 0.5}, scope="group", round_to=4)
+        >>> result.model[0], net[0].out_channels  # the network itself is as it was
+        (Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1)), 16)
+        >>> result.report.ok, result.model(image).shape == net(image).shape
+        (True, True)
     """
     allocation = Allocation(pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table)
     at = Progress.beginning(trace(model, example_inputs))

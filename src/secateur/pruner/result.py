@@ -25,6 +25,25 @@ class Result:
         budget: {"asked": ..., "achieved": ...} in the same units.
         graph: the graph of the original.
         warnings: what the user should know.
+
+    Examples:
+        >>> import torch, secateur
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 1))
+        >>> result = secateur.prune(net, torch.randn(1, 3, 8, 8), pruning_ratio=0.5)
+        >>> result.before.params, result.after.params, result.budget["achieved"]
+        (242, 122, {'pruning_ratio': 0.5})
+        >>> print(result)  # doctest: +ELLIPSIS
+                                before           after    change
+        params                     242             122    -49.6%
+        macs                     8,352           4,176    -50.0%
+        paper_flops              9,000           4,536    -49.6%
+        bytes (fp32)               968             488    -49.6%
+        asked         pruning_ratio 0.5
+        achieved      pruning_ratio 0.5
+        verification  exact: largest relative error ... in 4 checks
+        pinned        2 of 3 groups:
+          0.weight (3 units): input of a convolution that is fixed in 0 ...
+          2 (2 units): output of the network
     """
 
     model: nn.Module

@@ -90,6 +90,22 @@ def compensate(
         MethodError: an option is unknown or out of range.
 
     Statistics are sums in float64: inputs (mean) or inputs^2 (least_squares) numbers for each consumer.
+
+    Examples:
+        >>> import torch, secateur
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 1))
+        >>> images = torch.randn(16, 3, 8, 8)
+        >>> graph = secateur.trace(net, images[:1])
+        >>> plan = secateur.select(graph, secateur.score(graph, "l1"), pruning_ratio=0.5)
+        >>> made = secateur.compensate(net, graph, plan, data=images.split(4))  # or a loader's pairs (images, labels)
+        >>> print(made)
+        2 (without 4 inputs): carried into 2.bias
+        >>> def mean(network):
+        ...     return network(images).mean((0, 2, 3))
+        >>> torch.allclose(mean(made.model), mean(net), atol=1e-5)
+        True
+        >>> torch.allclose(mean(secateur.apply(net, plan)), mean(net), atol=1e-5)
+        False
     """
     if mode not in MODES:
         raise MethodError(f"mode {mode!r}; {nearest(str(mode), MODES)}")

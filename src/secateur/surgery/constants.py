@@ -59,6 +59,23 @@ def fold_constants(model: nn.Module, graph: Graph, plan: Plan, *, borders: str =
         MethodError: unknown `borders`.
         VerificationError: the result, which was compared on the graph's example inputs in float64 unless borders were
             accepted, is not exact.
+
+    Examples:
+        >>> import torch, secateur
+        >>> conv, image = torch.nn.Conv2d, torch.randn(1, 3, 8, 8)
+        >>> net = torch.nn.Sequential(conv(3, 8, 1, bias=False), torch.nn.BatchNorm2d(8), conv(8, 2, 1)).eval()
+        >>> with torch.no_grad():
+        ...     net[0].weight[:4] = 0.0  # silent, but for what the batch norm adds:
+        ...     net[1].bias[:] = 0.5
+        >>> graph = secateur.trace(net, image)
+        >>> plan = secateur.select(graph, secateur.score(graph, "l1"), pruning_ratio=0.5)
+        >>> folded = secateur.fold_constants(net, graph, plan)
+        >>> print(folded)
+        2 (without 4 inputs): carried into 2.bias
+        >>> torch.allclose(folded.model(image), net(image), atol=1e-5)
+        True
+        >>> torch.allclose(secateur.apply(net, plan)(image), net(image), atol=1e-5)
+        False
     """
     if borders not in BORDERS:
         raise MethodError(f"borders {borders!r}; {nearest(str(borders), BORDERS)}")

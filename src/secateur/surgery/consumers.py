@@ -53,6 +53,18 @@ class Compensated:
         plan: what was removed.
         consumers: every convolution and linear layer that lost inputs that contributed something.
         refused: group -> (how many of its planned units were not removed, why).
+
+    Examples:
+        >>> import torch, secateur
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 1))
+        >>> data = [torch.randn(4, 3, 8, 8) for _ in range(2)]
+        >>> graph = secateur.trace(net, data[0])
+        >>> plan = secateur.select(graph, secateur.score(graph, "l1"), pruning_ratio=0.5)
+        >>> made = secateur.compensate(net, graph, plan, data, mode="least_squares")
+        >>> made.model[0].out_channels, made.plan == plan
+        (4, True)
+        >>> [(carried.consumer, carried.channels, carried.into) for carried in made.consumers]
+        [('2', 4, ('2.weight', '2.bias'))]
     """
 
     model: nn.Module

@@ -39,6 +39,22 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, optimizer: Opt
 
     Raises:
         PlanError: the plan names a tensor that the network lacks, or one of another shape.
+
+    Examples:
+        >>> import torch, secateur
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 1))
+        >>> optimizer = torch.optim.Adam(net.parameters())
+        >>> net(torch.randn(1, 3, 8, 8)).mean().backward()
+        >>> optimizer.step()
+        >>> graph = secateur.trace(net, torch.zeros(1, 3, 8, 8))
+        >>> plan = secateur.select(graph, secateur.score(graph, "l1"), pruning_ratio=0.5)
+        >>> small = secateur.apply(net, plan, optimizer=optimizer)
+        >>> small[0], small[2].in_channels
+        (Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1)), 4)
+        >>> optimizer.state[small[0].weight]["exp_avg"].shape  # it goes on with the small network
+        torch.Size([4, 3, 3, 3])
+        >>> net[0].out_channels
+        8
     """
     model = unwrapped(model)
     check(model, plan)

@@ -31,6 +31,17 @@ def save(path: str | Path, model: nn.Module, plan: Plan) -> None:
         path: the file; a finished file appears at once or not at all.
         model: the pruned network.
         plan: what was removed from the original.
+
+    Examples:
+        >>> import tempfile, torch, secateur
+        >>> from pathlib import Path
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 2, 1))
+        >>> result = secateur.prune(net, torch.zeros(1, 3, 8, 8), pruning_ratio=0.5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("one", "two"):
+        ...         secateur.save(Path(folder, name), result.model, result.plan)
+        ...     Path(folder, "one").read_bytes() == Path(folder, "two").read_bytes()
+        True
     """
     write_tensors(Path(path), persistent(model), {"secateur": FORMAT, "plan": plan.to_json()})
 
@@ -47,6 +58,19 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
 
     Raises:
         CheckpointError: the file is damaged or belongs to another network; all names that do not fit are told.
+
+    Examples:
+        >>> import tempfile, torch, secateur
+        >>> from pathlib import Path
+        >>> def network():
+        ...     return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 2, 1))
+        >>> image = torch.randn(1, 3, 8, 8)
+        >>> result = secateur.prune(network(), image, pruning_ratio=0.5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     secateur.save(Path(folder, "small.safetensors"), result.model, result.plan)
+        ...     small = secateur.load(Path(folder, "small.safetensors"), network())
+        >>> small[0].out_channels, torch.equal(small(image), result.model(image))
+        (4, True)
     """
     path, model = Path(path), unwrapped(model)
     with opened(path, {**model.state_dict(), **state_of(model)}) as file:
