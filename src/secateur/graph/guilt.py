@@ -39,7 +39,8 @@ def find_guilty(
         else:
             aside.append([group for group in good if group in named])
             good = [group for group in good if group not in named]
-    pending = aside[::-1]
+    # Of those set aside together the first goes first: its guilt is its kin's.
+    pending = [part for groups in reversed(aside) for part in (groups[1:], groups[:1])]
     while pending:
         part = [group for group in pending.pop() if group not in guilty]
         if not part or (message := said([*good, *part])) is None:
