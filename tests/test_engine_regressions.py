@@ -509,3 +509,18 @@ def test_chances_of_python_and_numpy_are_the_same_in_every_run() -> None:
     random.seed(7)
     pruned(Chance())
     assert random.random() == expected
+
+
+def test_buffers_that_a_state_dict_does_not_hold_shrink_along() -> None:
+    class Blur(Between):
+        def make(self) -> None:
+            self.register_buffer("filter", torch.rand(8, 1, 3, 3), persistent=False)
+            self.c = zoo.conv_bn(8, 8)
+
+        def between(self, y: Tensor) -> Tensor:
+            return self.c(F.conv2d(y, self.filter, groups=y.shape[1]))
+
+    result = pruned(Blur())
+    assert len(result.model.filter) == result.model.a[0].out_channels < 8
+    assert result.plan.removed.keys() <= Blur().state_dict().keys() and result.plan.unsaved.keys() == {"filter"}
+    assert secateur.Plan.from_json(result.plan.to_json()) == result.plan

@@ -53,6 +53,15 @@ def slots_of(model: nn.Module) -> Iterator[tuple[str, dict[str, Tensor], str]]:
                         yield f"{prefix}.{key}" if prefix else key, held, key
 
 
+def unsaved_of(model: nn.Module) -> set[str]:
+    """The names of the buffers that a state dict doesn't hold."""
+    return {
+        f"{prefix}.{key}" if prefix else key
+        for prefix, module in modules_of(model)
+        for key in getattr(module, "_non_persistent_buffers_set", ())
+    }
+
+
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer under every name it has; those of TorchScript parts can't be changed: absent."""
     return {name: held[key] for name, held, key in slots_of(model)}

@@ -15,6 +15,7 @@ from secateur.graph.attributes import Number, kernels_of, numbers_of, numbers_of
 from secateur.graph.capture import Capture, capture, unwrapped
 from secateur.graph.flow import Choice, Equality, Flow, Pin
 from secateur.graph.following import following
+from secateur.graph.inside import unsaved_of
 from secateur.graph.keep import no_collection
 from secateur.graph.network import Graph
 from secateur.graph.operators import CONVOLUTIONS
@@ -118,7 +119,8 @@ def _table(model: nn.Module, captures: Sequence[Capture]) -> AtomTable:
     state = capturing.state_of(model)
     parameters = {id(p) for p in model.parameters()}
     names: dict[int, list[str]] = {}
-    for name, tensor in state.items():
+    unsaved = unsaved_of(model)
+    for name, tensor in sorted(state.items(), key=lambda item: item[0] in unsaved):  # a name in the state dict first
         names.setdefault(id(tensor), []).append(name)
     owner = {captures[0].names[name]: id(tensor) for name, tensor in state.items()}
     order = dict.fromkeys(owner[ref.value] for node in captures[0].nodes for ref in node.inputs() if ref.value in owner)
@@ -127,7 +129,7 @@ def _table(model: nn.Module, captures: Sequence[Capture]) -> AtomTable:
     kernels = kernels_of(model)
     value_of = {captures[0].names[name]: name for name, *_ in named}
     used = {value_of.get(node.args[1].value) for node in captures[0].nodes if node.op in CONVOLUTIONS}
-    return number_atoms(named, {name: 2 for name, *_ in named if name in kernels or name in used})
+    return number_atoms(named, {name: 2 for name, *_ in named if name in kernels or name in used}, unsaved)
 
 
 def _solved(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ class TensorInfo:
         name: its first name; `aliases` are the others where it is tied.
         shape: its shape.
         parameter: a parameter rather than a buffer.
+        saved: it is in the state dict.
         first: its first atom in each dimension, -1 for those that can't shrink: of size one, or a kernel's.
     """
 
@@ -30,11 +31,12 @@ class TensorInfo:
     shape: tuple[int, ...]
     parameter: bool
     first: tuple[int, ...]
+    saved: bool = True
 
     def layout(self) -> Layout:
-        """A fresh layout; silenced slices of a parameter or buffer are zero by definition."""
+        """A fresh layout; silenced slices of what is in the state dict are zero by definition."""
         return [
-            (Track(np.arange(first, first + n), own_zero=True),) if first >= 0 else ()
+            (Track(np.arange(first, first + n), own_zero=self.saved),) if first >= 0 else ()
             for first, n in zip(self.first, self.shape, strict=True)
         ]
 
@@ -53,13 +55,16 @@ class AtomTable:
 
 
 def number_atoms(
-    named: Sequence[tuple[str, tuple[str, ...], tuple[int, ...], bool]], channels: Mapping[str, int]
+    named: Sequence[tuple[str, tuple[str, ...], tuple[int, ...], bool]],
+    channels: Mapping[str, int],
+    unsaved: Collection[str] = (),
 ) -> AtomTable:
     """One atom for every index of every dimension of every tensor (name, aliases, shape, parameter), in order.
 
     Args:
         named: the tensors.
         channels: of some, how many dimensions are channels; the others are a kernel's and never shrink.
+        unsaved: the names that are not in the state dict.
     """
     tensors, columns, at = [], [], 0
     for number, (name, aliases, shape, parameter) in enumerate(named):
@@ -71,7 +76,7 @@ def number_atoms(
                 at += size
             else:
                 first.append(-1)
-        tensors.append(TensorInfo(name, aliases, shape, parameter, tuple(first)))
+        tensors.append(TensorInfo(name, aliases, shape, parameter, tuple(first), name not in unsaved))
     sizes = np.array([c[2] for c in columns], dtype=np.int64)
     return AtomTable(
         tuple(tensors),

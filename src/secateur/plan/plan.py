@@ -21,7 +21,7 @@ VERSION = 1
 # Read plans are refused beyond this, since parsing takes many times the text; networks of 100 million parameters
 # have plans of a few megabytes.
 LONGEST = 16 * 2**20
-_KEYS = ("removed", "shapes", "numbers")
+_KEYS = ("removed", "shapes", "numbers", "unsaved")
 
 Removed = Mapping[str, Mapping[int, tuple[int, ...]]]
 
@@ -32,8 +32,9 @@ class Plan:
 
     Attributes:
         removed: tensor name in the state dict -> dimension -> sorted indices; the whole truth about what goes.
-        shapes: tensor name -> its shape before, for every tensor in `removed`.
+        shapes: tensor name -> its shape before, for every tensor of which something goes.
         numbers: module name -> attribute -> its value after (`out_channels`, `groups` ...).
+        unsaved: as `removed`, for buffers that a state dict does not hold (`persistent=False`): they shrink along.
 
     Examples:
         >>> import torch, secateur
@@ -51,26 +52,30 @@ class Plan:
     removed: Removed
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     numbers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    unsaved: Removed = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        removed = {
-            tensor: MappingProxyType(
-                {int(dim): tuple(map(int, indices)) for dim, indices in dims.items() if len(indices)}
-            )
-            for tensor, dims in self.removed.items()
-        }
-        object.__setattr__(self, "removed", MappingProxyType({t: dims for t, dims in removed.items() if dims}))
+        object.__setattr__(self, "removed", _frozen(self.removed))
+        object.__setattr__(self, "unsaved", _frozen(self.unsaved))
         object.__setattr__(self, "shapes", MappingProxyType({t: tuple(map(int, s)) for t, s in self.shapes.items()}))
         object.__setattr__(
             self, "numbers", MappingProxyType({m: MappingProxyType(dict(v)) for m, v in self.numbers.items()})
         )
         self._check()
 
+    @property
+    def slices(self) -> Removed:
+        """All that goes: of the tensors in the state dict and of those that are not."""
+        return {**self.removed, **self.unsaved}
+
     def _check(self) -> None:
+        twice = self.removed.keys() & self.unsaved.keys()
+        if twice:
+            raise PlanError(f"plan: {shown(min(twice))} can't be both in the state dict and not in it")
         for tensor, sizes in self.shapes.items():
             if any(size < 0 for size in sizes):
                 raise PlanError(f"plan: {shown(tensor)}: the shape {shown(sizes)} has negative sizes")
-        for tensor, dims in self.removed.items():
+        for tensor, dims in self.slices.items():
             shape = self.shapes.get(tensor)
             for dim, indices in dims.items():
                 where = f"plan: {shown(tensor)} dim {dim}"
@@ -87,18 +92,29 @@ class Plan:
 
     def __len__(self) -> int:
         """Number of slices that go."""
-        return sum(len(indices) for dims in self.removed.values() for indices in dims.values())
+        return sum(len(indices) for dims in self.slices.values() for indices in dims.values())
+
+    def _of(self, tensor: str) -> Mapping[int, tuple[int, ...]]:
+        return self.removed.get(tensor) or self.unsaved.get(tensor, {})
+
+    def _split(self, slices: Removed, other: Plan) -> tuple[Removed, Removed]:
+        """What two plans made of each other's slices, parted again: in the state dict, not in it."""
+        unsaved = self.unsaved.keys() | other.unsaved.keys()
+        return (
+            {tensor: dims for tensor, dims in slices.items() if tensor not in unsaved},
+            {tensor: dims for tensor, dims in slices.items() if tensor in unsaved},
+        )
 
     def kept(self, tensor: str, dim: int) -> NDArray[np.int64]:
         """The indices of a dimension that stay; the plan must know the tensor's shape."""
-        gone = self.removed.get(tensor, {}).get(dim, ())
+        gone = self._of(tensor).get(dim, ())
         stays = np.ones(self.shapes[tensor][dim], dtype=bool)
         stays[np.asarray(gone, dtype=np.int64)] = False
         return np.flatnonzero(stays)
 
     def after(self, tensor: str) -> tuple[int, ...] | None:
         """The shape of a tensor once this is removed; None if the plan does not tell its shape."""
-        shape, dims = self.shapes.get(tensor), self.removed.get(tensor, {})
+        shape, dims = self.shapes.get(tensor), self._of(tensor)
         return None if shape is None else tuple(size - len(dims.get(d, ())) for d, size in enumerate(shape))
 
     def then(self, later: Plan) -> Plan:
@@ -117,23 +133,24 @@ class Plan:
             >>> dict(first.then(later).removed["conv.weight"])
             {0: (0, 1, 2)}
         """
-        for tensor in {*self.removed} & {*later.removed}:
+        for tensor in self.slices.keys() & later.slices.keys():
             if self.after(tensor) is None or self.after(tensor) != later.shapes.get(tensor):
                 raise PlanError(
                     f"the second plan does not follow the first: {shown(tensor)} has the shape "
                     f"{shown(self.after(tensor))} after the first, the second was made for "
                     f"{shown(later.shapes.get(tensor))}"
                 )
-        removed = {tensor: dict(dims) for tensor, dims in self.removed.items()}
-        for tensor, dims in later.removed.items():
-            mine = removed.setdefault(tensor, {})
+        slices = {tensor: dict(dims) for tensor, dims in self.slices.items()}
+        for tensor, dims in later.slices.items():
+            mine = slices.setdefault(tensor, {})
             for dim, indices in dims.items():
-                original = self.kept(tensor, dim)[list(indices)].tolist() if tensor in self.removed else indices
+                original = self.kept(tensor, dim)[list(indices)].tolist() if self._of(tensor) else indices
                 mine[dim] = tuple(sorted((*mine.get(dim, ()), *original)))
         numbers = {module: dict(values) for module, values in self.numbers.items()}
         for module, values in later.numbers.items():
             numbers.setdefault(module, {}).update(values)
-        return Plan(removed, {**later.shapes, **self.shapes}, numbers)
+        removed, unsaved = self._split(slices, later)
+        return Plan(removed, {**later.shapes, **self.shapes}, numbers, unsaved)
 
     def since(self, earlier: Plan) -> Plan:
         """What is left to remove where `earlier` was removed already: `earlier.then(plan.since(earlier)) == plan`.
@@ -141,17 +158,18 @@ class Plan:
         Raises:
             PlanError: `earlier` removes what this plan keeps, or one of them does not tell the shapes.
         """
-        removed: dict[str, dict[int, tuple[int, ...]]] = {}
-        for tensor in {**self.removed, **earlier.removed}:
-            if tensor in earlier.removed and (self.shapes.get(tensor) or 0) != earlier.shapes.get(tensor):
+        slices: dict[str, dict[int, tuple[int, ...]]] = {}
+        for tensor in {**self.slices, **earlier.slices}:
+            if earlier._of(tensor) and (self.shapes.get(tensor) or 0) != earlier.shapes.get(tensor):
                 raise PlanError(f"the earlier plan is of another network: {shown(tensor)} has another shape there")
-            for dim in {*self.removed.get(tensor, {}), *earlier.removed.get(tensor, {})}:
-                mine, before = (plan.removed.get(tensor, {}).get(dim, ()) for plan in (self, earlier))
+            for dim in {*self._of(tensor), *earlier._of(tensor)}:
+                mine, before = (plan._of(tensor).get(dim, ()) for plan in (self, earlier))
                 if not set(before) <= set(mine):
                     raise PlanError(f"the earlier plan removes parts of {shown(tensor)} that this plan keeps")
                 left = np.setdiff1d(mine, before).astype(np.int64)
-                removed.setdefault(tensor, {})[dim] = tuple((left - np.searchsorted(before, left)).tolist())
-        touched = {tensor for tensor, dims in removed.items() if any(dims.values())}
+                slices.setdefault(tensor, {})[dim] = tuple((left - np.searchsorted(before, left)).tolist())
+        touched = {tensor for tensor, dims in slices.items() if any(dims.values())}
+        removed, unsaved = self._split(slices, earlier)
         return Plan(
             removed,
             {t: shape for t in self.shapes if t in touched and (shape := earlier.after(t) or self.shapes[t])},
@@ -160,6 +178,7 @@ class Plan:
                 for module, values in self.numbers.items()
                 if (new := {k: v for k, v in values.items() if earlier.numbers.get(module, {}).get(k) != v})
             },
+            unsaved,
         )
 
     def to_json(self) -> str:
@@ -171,15 +190,15 @@ class Plan:
             >>> print(plan.to_json())
             {"numbers": {}, "removed": {"head.bias": {"0": [1, 3]}}, "secateur_plan": 1, "shapes": {"head.bias": [4]}}
         """
-        return json.dumps(
-            {
-                "secateur_plan": VERSION,
-                "removed": {t: {str(d): list(i) for d, i in dims.items()} for t, dims in self.removed.items()},
-                "shapes": {t: list(s) for t, s in self.shapes.items()},
-                "numbers": {m: dict(v) for m, v in self.numbers.items()},
-            },
-            sort_keys=True,
-        )
+        data = {
+            "secateur_plan": VERSION,
+            "removed": _listed(self.removed),
+            "shapes": {t: list(s) for t, s in self.shapes.items()},
+            "numbers": {m: dict(v) for m, v in self.numbers.items()},
+        }
+        if self.unsaved:
+            data["unsaved"] = _listed(self.unsaved)
+        return json.dumps(data, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Plan:
@@ -212,15 +231,32 @@ class Plan:
         for key in data:
             if key not in _KEYS:
                 raise PlanError(f"not a plan: the key {shown(key)}; {nearest(shown(key), _KEYS)}")
-        removed, shapes, numbers = (_object(data.get(key, {}), key) for key in _KEYS)
+        removed, shapes, numbers, unsaved = (_object(data.get(key, {}), key) for key in _KEYS)
         return cls(
-            {
-                t: {_dim(d, t): _whole(i, f"{shown(t)} dim {d}") for d, i in _object(dims, shown(t)).items()}
-                for t, dims in removed.items()
-            },
+            _read(removed),
             {t: _whole(shape, f"the shape of {shown(t)}") for t, shape in shapes.items()},
             {m: _named(values, f"the numbers of {shown(m)}") for m, values in numbers.items()},
+            _read(unsaved),
         )
+
+
+def _frozen(slices: Removed) -> Removed:
+    frozen = {
+        tensor: MappingProxyType({int(dim): tuple(map(int, indices)) for dim, indices in dims.items() if len(indices)})
+        for tensor, dims in slices.items()
+    }
+    return MappingProxyType({tensor: dims for tensor, dims in frozen.items() if dims})
+
+
+def _listed(slices: Removed) -> dict[str, dict[str, list[int]]]:
+    return {tensor: {str(dim): list(indices) for dim, indices in dims.items()} for tensor, dims in slices.items()}
+
+
+def _read(slices: dict[str, Any]) -> dict[str, dict[int, tuple[int, ...]]]:
+    return {
+        t: {_dim(d, t): _whole(i, f"{shown(t)} dim {d}") for d, i in _object(dims, shown(t)).items()}
+        for t, dims in slices.items()
+    }
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:
@@ -315,9 +351,9 @@ def plan_of(graph: Graph, units: NDArray[np.bool_] | Iterable[int]) -> Plan:
             raise PlanError(f"{group.name} can't be removed; pinned: {group.pinned}")
         if gone == len(group.units) and gone:
             raise PlanError(f"{group.name}: all {gone} units would go; at least one must stay")
-    slices = graph.removed_slices(removed)
-    return Plan(
-        {graph.tensors[t].name: {d: tuple(i.tolist()) for d, i in dims.items()} for t, dims in slices.items()},
-        {graph.tensors[t].name: graph.tensors[t].shape for t in slices},
-        graph.numbers_after(removed),
+    slices = {graph.tensors[t]: dims for t, dims in graph.removed_slices(removed).items()}
+    saved, unsaved = (
+        {t.name: {d: tuple(i.tolist()) for d, i in dims.items()} for t, dims in slices.items() if t.saved == wanted}
+        for wanted in (True, False)
     )
+    return Plan(saved, {t.name: t.shape for t in slices}, graph.numbers_after(removed), unsaved)

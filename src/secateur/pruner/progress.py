@@ -83,7 +83,7 @@ def units_of(graph: Graph, plan: Plan) -> NDArray[np.bool_]:
     """bool per unit: removed by the plan."""
     removed = np.zeros(graph.units, dtype=bool)
     by_name = {t.name: t for t in graph.tensors}
-    for name, dims in plan.removed.items():
+    for name, dims in plan.slices.items():
         for dim, indices in dims.items():
             removed[graph.solution.of_atom[by_name[name].first[dim] + np.asarray(indices)]] = True
     return removed

@@ -59,7 +59,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, optimizer: Opt
     model = unwrapped(model)
     check(model, plan)
     old, smaller = state_of(model), dict[int, Tensor]()
-    for name, dims in plan.removed.items():
+    for name, dims in plan.slices.items():
         tensor = old[name]
         if id(tensor) not in smaller:
             kept = {d: torch.as_tensor(plan.kept(name, d), device=tensor.device) for d in dims}
@@ -113,7 +113,7 @@ def check(model: nn.Module, plan: Plan) -> None:
     """Raise PlanError, naming every tensor that does not fit, unless the plan fits the network."""
     state = state_of(model)
     wrong = []
-    for name in plan.removed:
+    for name in plan.slices:
         if name not in state:
             wrong.append(f"{name}: no such tensor; {nearest(name, state, shown=5)}")
         elif name not in plan.shapes:

@@ -59,11 +59,11 @@ def forms_after(model: nn.Module, plan: Plan) -> dict[str, Form]:
         PlanError: it names what the network lacks, or fits it badly.
     """
     state, modules = state_of(model), dict(model.named_modules())
-    unknown = [name for name in {**plan.removed, **plan.shapes} if name not in state]
+    unknown = [name for name in {**plan.slices, **plan.shapes} if name not in state]
     if unknown:
         raise PlanError(f"no such tensor: {_some(unknown)}; {nearest(shown(unknown[0]), state, shown=5)}")
     cut: dict[int, tuple[int, ...]] = {}
-    for name, dims in plan.removed.items():
+    for name, dims in plan.slices.items():
         shape = tuple(state[name].shape)
         if plan.shapes.get(name) != shape:
             raise PlanError(f"{name}: shape {shape}, the plan was made for {shown(plan.shapes.get(name))}")

@@ -303,7 +303,7 @@ def _random_state(model: nn.Module, plan: Plan, cutting: bool) -> dict[str, Tens
 
     def draw_cut(name: str, tensor: Tensor) -> Tensor:
         # A plan names a tied tensor once, by its first name, which comes first here.
-        kept = {d: torch.as_tensor(plan.kept(name, d), device=tensor.device) for d in plan.removed.get(name, {})}
+        kept = {d: torch.as_tensor(plan.kept(name, d), device=tensor.device) for d in plan.slices.get(name, {})}
         return select(draw(name, tensor), kept)
 
     if cutting:

@@ -54,7 +54,7 @@ def gone_of(graph: Graph, plan: Plan) -> tuple[NDArray[np.bool_], NDArray[np.boo
     """
     by_name = {t.name: t for t in graph.tensors}
     units = np.zeros(graph.units, dtype=bool)
-    for name, dims in plan.removed.items():
+    for name, dims in plan.slices.items():
         if name not in by_name or plan.shapes.get(name) != by_name[name].shape:
             raise PlanError(
                 f"the plan removes slices of {name}, of which the traced {type(graph.model).__name__} has none of that "
@@ -62,7 +62,7 @@ def gone_of(graph: Graph, plan: Plan) -> tuple[NDArray[np.bool_], NDArray[np.boo
             )
         for dim, indices in dims.items():
             units[graph.solution.of_atom[by_name[name].first[dim] + np.asarray(indices)]] = True
-    if plan_of(graph, units).removed != plan.removed:
+    if plan_of(graph, units).slices != plan.slices:
         raise PlanError(
             "the plan removes parts of units of this graph; make the plan from the same graph: secateur.select(...)"
         )
