@@ -79,9 +79,9 @@ class Trial:
         Args:
             removed: bool per unit.
             numbers: more numbers that follow the channels.
-            strict: in train mode as well as in eval mode, and comparing, operator by operator, the sizes with those that
-                the labels foretell, and the numbers that tensors are calculated with: one that differs was made from a
-                size.
+            strict: in train mode as well as in eval mode; and compare, operator by operator, the sizes with those that
+                the labels foretell, and the numbers that tensors are calculated with: one that differs was made from
+                a size.
         """
         graph = self.graph
         slices = {graph.tensors[t].name: dims for t, dims in graph.removed_slices(removed).items()}
