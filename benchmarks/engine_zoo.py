@@ -232,8 +232,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         "",
         "Made by `benchmarks/engine_zoo.py`, which says how. 50 % of the units that may go are asked for; *params* is",
         "the share of the parameters that is left, *pinned* the share of units that stay and why, *error* the largest",
-        "difference to the silenced original, relative to the output, as checked by the script, *CPU s* the processor time of",
-        "`secateur.prune` with its verification, on one thread.",
+        "difference to the silenced original, relative to the output, as checked by the script, *CPU s* the processor",
+        "time of `secateur.prune` with its verification, on one thread.",
         "",
         f"**{len(ran)} networks ran here: {len(exact)} exact, {sum(row['outcome'] in FAILED for row in ran)} failed;"
         f" {len(smaller)} ({len(smaller) / max(len(ran), 1):.1%}) became smaller"
