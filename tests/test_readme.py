@@ -22,6 +22,7 @@ SMALL = (
     "evaluate.recalibrate_batches=1 evaluate.latency_repeats=1 evaluate.pictures=1 run.threads=1 run.accelerator=cpu "
     "run.tensorboard=false"
 ).split()
+STORIES = ("engine.md",)  # each block goes on from the one above it; elsewhere each stands alone
 TRAIN = ("run", "train", "prune", "finetune", "eval", "demo")
 
 
@@ -73,8 +74,10 @@ def test_python_runs_as_it_stands(page, clone, monkeypatch):
     monkeypatch.syspath_prepend(str(clone / "examples"))
     if page.name == "run_folder.md":  # it reads what this command of the README leaves
         run(next(command for command in commands(ROOT / "README.md") if "runs/first" in command))
+    names: dict[str, object] = {}
     for block in blocks(page, "python"):
-        exec(compile(block, f"{page.name}", "exec"), {"__name__": "__main__"})
+        names = {**(names if page.name in STORIES else {}), "__name__": "__main__"}
+        exec(compile(block, f"{page.name}", "exec"), names)
 
 
 def test_examples_are_those_of_the_readme():
