@@ -24,6 +24,7 @@ _SEVERAL = ("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_size
 
 # Called by torch itself, in one run and not in the other: a reshape copies or not, as the strides allow.
 _INCIDENTAL = ("aten::detach", "aten::alias", "aten::lift_fresh", "aten::clone")
+_VIEWS = ("aten::view", "aten::expand", "aten::squeeze", "aten::unsqueeze", "aten::as_strided")
 _SAME = {"aten::_unsafe_view": "aten::view", "aten::_reshape_alias": "aten::view"}
 # Their numbers may be one number for each dimension, and are none that follow channels.
 _GEOMETRY = {"roll": (1,), "convolution": (3, 4, 5, 7), "avg_pool1d": (1, 2, 3), "avg_pool2d": (1, 2, 3),
@@ -74,12 +75,17 @@ class Replay(TorchDispatchMode):
             before: the run whose shapes are to shrink; the capture if absent.
         """
         nodes = [node for node in flow.capture.nodes if node.target._schema.name not in _INCIDENTAL]
+        steps = self.steps
+        if [_name(node.target) for node in nodes] != [step.name for step in steps]:
+            # Dimensions of one need no views: what is left must be the same.
+            nodes = [node for node in nodes if _name(node.target) not in _VIEWS]
+            steps = [step for step in steps if step.name not in _VIEWS]
         if before is not None and [step.name for step in before.steps] != [_name(node.target) for node in nodes]:
             return None  # where it goes depends on values
         left = _Left(gone)
-        if len(self.steps) < len(nodes):
-            return Failure(f"{nodes[len(self.steps)].op} isn't called any more", nodes[len(self.steps)].place)
-        for i, (node, step) in enumerate(zip(nodes, self.steps, strict=False)):
+        if len(steps) < len(nodes):
+            return Failure(f"{nodes[len(steps)].op} isn't called any more", nodes[len(steps)].place)
+        for i, (node, step) in enumerate(zip(nodes, steps, strict=False)):
             if _name(node.target) != step.name:
                 return Failure(f"{step.name} is called instead of {node.op}", node.place)
             numbers = _numbers(node.target, node.args)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cache, cached_property
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -48,11 +51,11 @@ class Trial:
             numbers: more numbers of modules that follow the channels.
         """
         guilty: dict[int, Failure] = {}
-        for trial, strict in zip(_draws(self.graph), (False, True), strict=True):
+        for draw in _draws(self.graph):
 
-            def said(some: Sequence[int], trial: NDArray[np.bool_] = trial, strict: bool = strict) -> Failure | None:
-                gone = trial & np.isin(self.graph.solution.group_of, [*company, *some])
-                return self.run(gone, numbers, strict)
+            def said(some: Sequence[int], draw: _Draw = draw) -> Failure | None:
+                gone = draw.gone & np.isin(self.graph.solution.group_of, [*company, *some])
+                return self.run(gone, numbers, draw.strict, draw.training)
 
             find_guilty(self.free if groups is None else groups, said, guilty, self._suspects, self._kin)
             if guilty:  # the rest shows when these are settled
@@ -61,11 +64,11 @@ class Trial:
 
     def runs_tied(self, company: Sequence[int], tied: Sequence[int]) -> bool:
         """Whether the network runs when the units of some groups go in the same places, and those of others as ever."""
-        for draw, strict in zip(_draws(self.graph), (False, True), strict=True):
-            gone = draw & np.isin(self.graph.solution.group_of, [*company, *tied])
+        for draw in _draws(self.graph):
+            gone = draw.gone & np.isin(self.graph.solution.group_of, [*company, *tied])
             for group in tied[1:]:
                 gone[list(self.graph.groups[group].units)] = gone[list(self.graph.groups[tied[0]].units)]
-            if self.run(gone, (), strict) is not None:
+            if self.run(gone, (), draw.strict, draw.training) is not None:
                 return False
         return True
 
@@ -73,15 +76,17 @@ class Trial:
         """The groups whose channels a module's own code handles."""
         return self._running.get(module, set())
 
-    def run(self, removed: NDArray[np.bool_], numbers: Sequence[Number] = (), strict: bool = False) -> Failure | None:
+    def run(
+        self, removed: NDArray[np.bool_], numbers: Sequence[Number], strict: bool, training: bool
+    ) -> Failure | None:
         """None if the network runs without the given units and gives outputs of the same shapes.
 
         Args:
             removed: bool per unit.
             numbers: more numbers that follow the channels.
-            strict: in train mode as well as in eval mode; and compare, operator by operator, the sizes with those that
-                the labels foretell, and the numbers that tensors are calculated with: one that differs was made from
-                a size.
+            strict: also compare, operator by operator, the sizes with those that the labels foretell, and the numbers
+                that tensors are calculated with: one that differs was made from a size.
+            training: in train mode as well as in eval mode.
         """
         graph = self.graph
         slices = {graph.tensors[t].name: dims for t, dims in graph.removed_slices(removed).items()}
@@ -107,11 +112,11 @@ class Trial:
 
         gone = graph.removed_atoms(removed)
         values = values_after([*graph.numbers, *numbers], gone)
-        for flow in graph.flows if strict else graph.flows[:1]:
-            training, meta = flow.capture.training, flow.capture.meta
-            inputs = twice(graph.example_inputs) if training else graph.example_inputs
+        for flow in graph.flows if training else graph.flows[:1]:
+            meta, mode = flow.capture.meta, flow.capture.training
+            inputs = twice(graph.example_inputs) if mode else graph.example_inputs
             seen = Replay() if strict else None
-            with mode_of(graph.model, training), numbers_set(graph.model, values):
+            with mode_of(graph.model, mode), numbers_set(graph.model, values):
                 try:
                     output = self._run(mapped_state(graph.model, shrunk if meta else cut), inputs, meta, seen)
                 except Exception as error:  # whatever the network's own code raises
@@ -122,7 +127,7 @@ class Trial:
             before = None
             if not meta and (strict or shapes != expected):  # sizes may depend on values: those of the silenced
                 before = Replay()
-                with mode_of(graph.model, training):
+                with mode_of(graph.model, mode):
                     silent = self._run(mapped_state(graph.model, silenced), inputs, meta, before)
                 expected = [tuple(t.shape) for t in tensors_in(silent)]
             if shapes != expected:
@@ -203,20 +208,56 @@ def _kind(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def _draws(graph: Graph) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Units of every free group to try without, never all of a group; places drawn, the same each time.
+@dataclass(frozen=True)
+class _Draw:
+    """Units of every free group to try without, never all of a group."""
 
-    First a third of each. Then another share of each, to find sizes that only agree when two groups shrink alike. Two
-    units stay where there are that many more: code may take another way through a dimension of one.
+    gone: NDArray[np.bool_]
+    strict: bool
+    training: bool
+
+
+_MOST_DRAWS = 5
+
+
+def _draws(graph: Graph) -> list[_Draw]:
+    """First a third of every group, then other counts, to find sizes that only agree when two groups shrink alike.
+
+    Groups of one size lose different counts; where there are more groups than counts, a further draw tells those apart
+    that lost equally many, and so on. Two units stay where there are that many: torch itself takes other ways through
+    dimensions of one.
     """
-    generator = np.random.default_rng(0)
-    third, another = np.zeros(graph.units, dtype=bool), np.zeros(graph.units, dtype=bool)
-    for number, group in enumerate(graph.groups):
-        if group.pinned is None and (size := len(group)) > 1:
-            share = (number + 1) * 0.618034 % 1  # spread evenly, far apart for neighbours
-            third[generator.choice(group.units, size=max(1, size // 3), replace=False)] = True
-            another[generator.choice(group.units, size=1 + int(share * max(1, size - 2)), replace=False)] = True
-    return third, another
+    groups = [group for group in graph.groups if group.pinned is None and len(group) > 1]
+    generator, many = np.random.default_rng(0), Counter(len(group) for group in groups)
+
+    def drawn(counts: Iterable[int]) -> NDArray[np.bool_]:
+        gone = np.zeros(graph.units, dtype=bool)
+        for group, count in zip(groups, counts, strict=True):
+            gone[generator.choice(group.units, size=count, replace=False)] = True
+        return gone
+
+    draws = [_Draw(drawn(max(1, len(group) // 3) for group in groups), False, False)]
+    for digit in range(_MOST_DRAWS):
+        different = {size: _counts(size) for size in many}
+        if digit and all(n <= len(different[size]) ** digit for size, n in many.items()):
+            break
+        seen, counts = Counter[int](), []
+        for group in groups:
+            size = len(group)
+            counts.append(different[size][seen[size] // len(different[size]) ** digit % len(different[size])])
+            seen[size] += 1
+        draws.append(_Draw(drawn(counts), True, not digit))
+    return draws
+
+
+@cache
+def _counts(size: int) -> list[int]:
+    """How many of a group's units may go in a draw, far apart for neighbours."""
+    if size == 2:
+        return [1, 0]
+    n = max(2, size - 2)
+    step = next(s for s in range(max(1, round(0.618 * n)), 0, -1) if gcd(s, n) == 1)
+    return [1 + (k + 1) * step % n for k in range(n)]
 
 
 @contextmanager
