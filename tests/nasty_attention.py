@@ -406,3 +406,17 @@ class Bag(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.bag(x))
+
+
+@case("v.weight", "a.weight", inputs=tokens)
+class HeadsInAttributes(Heads):
+    """The number of heads and their width as attributes, one of which equals a size that is something else."""
+
+    def make(self) -> None:
+        super().make()
+        self.heads, self.width, self.whole = 2, 4, 8
+
+    def between(self, y: Tensor) -> Tensor:
+        b, n, _ = y.shape
+        q, k, v = (t(y).view(b, n, self.heads, self.width).transpose(1, 2) for t in (self.q, self.k, self.v))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, self.whole))

@@ -175,7 +175,9 @@ class Unpool(Layer):
         self.out, self.work = c, conv(c, c) if work else nn.Identity()
 
     def forward(self, y: Tensor, past: list[Tensor]) -> Tensor:
-        small, places = F.max_pool2d(y, 2, return_indices=True)
+        # Which of two equal values is the maximum would be decided by rounding.
+        slope = torch.linspace(0, 1e-3, y.shape[2] * y.shape[3], dtype=y.dtype, device=y.device)
+        small, places = F.max_pool2d(y + slope.view(y.shape[2:]), 2, return_indices=True)
         return F.max_unpool2d(self.work(small), places, 2)
 
 

@@ -8,12 +8,15 @@ the network then runs, and does not run without.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations, islice
 
 from torch import nn
 
 from secateur.graph.attributes import Number
 from secateur.graph.flow import Atoms
 from secateur.graph.trial import Trial
+
+_MOST_TRIED = 20  # choices of attributes
 
 
 def following(trial: Trial, guilty: Mapping[int, object], groups: Sequence[int]) -> dict[int, list[Number]]:
@@ -24,24 +27,53 @@ def following(trial: Trial, guilty: Mapping[int, object], groups: Sequence[int])
         guilty: all groups that can't go as it is.
         groups: those of them to try.
     """
-    found = _proposals(trial, set(groups))
+    proposed = _proposals(trial, set(groups))
     company = [group for group in trial.free if group not in guilty]
-    still = trial.guilty([*found], company, _all(found))
-    found = {group: numbers for group, numbers in found.items() if group not in still}
-    # Without the ones that are not needed; those of the outermost modules are the likeliest to match by chance.
-    kinds = dict.fromkeys(_kind(trial, n) for n in sorted(_all(found), key=lambda number: number.module.count(".")))
+    # Those of the outermost modules are the likeliest to match by chance.
+    kinds = dict.fromkeys(_kind(trial, n) for n in sorted(_all(proposed), key=lambda number: number.module.count(".")))
+    found: dict[int, list[Number]] = {}
+    for absent in _subsets([*kinds]):
+        left = {group: numbers for group, numbers in proposed.items() if group not in found}
+        found.update(_running(trial, company, _without(trial, left, absent), found))
+        if len(found) == len(proposed):
+            break
+    # Without the ones that are not needed.
     for kind in kinds:
-        fewer = {group: [n for n in numbers if _kind(trial, n) != kind] for group, numbers in found.items()}
-        if not trial.guilty([*fewer], company, _all(fewer)):
+        fewer = _without(trial, found, [kind])
+        if fewer != found and not trial.guilty([*fewer], company, _all(fewer)):
             found = fewer
     return found
+
+
+Kind = tuple[type[nn.Module], str]
+
+
+def _subsets(kinds: Sequence[Kind]) -> Iterable[Sequence[Kind]]:
+    """What to leave out: nothing, each, each two ..."""
+    return islice((some for n in range(len(kinds)) for some in combinations(kinds, n)), _MOST_TRIED)
+
+
+def _running(
+    trial: Trial, company: Sequence[int], tried: dict[int, list[Number]], found: Mapping[int, list[Number]]
+) -> dict[int, list[Number]]:
+    """Those groups that the network runs without with these numbers told."""
+    while tried:
+        still = trial.guilty([*tried], [*company, *found], [*_all(tried), *_all(found)])
+        if not still:
+            return tried
+        tried = {group: numbers for group, numbers in tried.items() if group not in still}
+    return {}
+
+
+def _without(trial: Trial, found: Mapping[int, list[Number]], kinds: Sequence[Kind]) -> dict[int, list[Number]]:
+    return {group: [n for n in numbers if _kind(trial, n) not in kinds] for group, numbers in found.items()}
 
 
 def _all(found: Mapping[int, Iterable[Number]]) -> list[Number]:
     return [number for numbers in found.values() for number in numbers]
 
 
-def _kind(trial: Trial, number: Number) -> tuple[type[nn.Module], str]:
+def _kind(trial: Trial, number: Number) -> Kind:
     return type(trial.modules[number.module]), number.attribute
 
 
