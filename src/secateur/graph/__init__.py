@@ -5,6 +5,7 @@ from secateur.graph.capture import Place, mapped_state, mode_of, run, state_of, 
 from secateur.graph.couplings import Coupling
 from secateur.graph.flow import FIXED, Flow, Track
 from secateur.graph.guilt import find_guilty
+from secateur.graph.keep import no_collection
 from secateur.graph.matching import match_groups
 from secateur.graph.network import Graph, Group
 from secateur.graph.trace import trace
@@ -13,6 +14,6 @@ from secateur.graph.units import TensorInfo
 
 __all__ = [
     "FIXED", "Coupling", "Flow", "Graph", "Group", "Place", "TensorInfo", "Track",
-    "find_guilty", "mapped_state", "match_groups", "mode_of", "numbers_set", "output_dim", "run", "state_of",
-    "tensors_in", "trace", "twice", "unwrapped",
+    "find_guilty", "mapped_state", "match_groups", "mode_of", "no_collection", "numbers_set", "output_dim", "run",
+    "state_of", "tensors_in", "trace", "twice", "unwrapped",
 ]  # fmt: skip

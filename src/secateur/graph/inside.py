@@ -6,6 +6,8 @@ It is nn.Module's own idea of what is inside, also of classes that overwrite `mo
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,18 @@ from secateur.errors import ModelError
 
 _DEEPEST = 1000  # levels of modules inside modules
 
+_walks: ContextVar[dict[int, list[tuple[str, nn.Module]]] | None] = ContextVar("_walks", default=None)
+
+
+@contextmanager
+def walked_once() -> Iterator[None]:
+    """Networks are walked through once and for all: what a forward pass adds to them is taken back."""
+    token = _walks.set({})
+    try:
+        yield
+    finally:
+        _walks.reset(token)
+
 
 def modules_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Every module under every name it has, outer ones before inner ones.
@@ -21,6 +35,9 @@ def modules_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     Raises:
         ModelError: modules contain each other.
     """
+    walks = _walks.get()
+    if walks is not None and id(model) in walks:
+        return walks[id(model)]
     found, pending = [], [("", model, 0)]
     while pending:
         name, module, depth = pending.pop()
@@ -30,6 +47,8 @@ def modules_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
         prefix = f"{name}." if name else ""
         inner = [(f"{prefix}{key}", part, depth + 1) for key, part in module._modules.items() if part is not None]
         pending.extend(reversed(inner))
+    if walks is not None:
+        walks[id(model)] = found
     return found
 
 

@@ -15,7 +15,7 @@ from secateur.graph.attributes import Number, kernels_of, numbers_of, numbers_of
 from secateur.graph.capture import Capture, capture, unwrapped
 from secateur.graph.flow import Choice, Equality, Flow, Pin
 from secateur.graph.following import following
-from secateur.graph.inside import unsaved_of
+from secateur.graph.inside import unsaved_of, walked_once
 from secateur.graph.keep import no_collection
 from secateur.graph.network import Graph
 from secateur.graph.operators import CONVOLUTIONS
@@ -62,7 +62,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
         >>> secateur.trace(Net(), inputs).units == graph.units
         True
     """
-    with no_collection():
+    with no_collection(), walked_once():
         return _traced(unwrapped(model), example_inputs)
 
 

@@ -19,7 +19,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim import Optimizer
 
 from secateur.errors import PlanError, nearest
-from secateur.graph import state_of, unwrapped
+from secateur.graph import no_collection, state_of, unwrapped
 from secateur.plan import Plan
 
 
@@ -68,7 +68,8 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, optimizer: Opt
                 _cut_state(optimizer, tensor, kept)
             smaller[id(tensor)] = _replace(tensor, select(tensor.detach(), kept), gradient, inplace)
     # The copy takes the cut tensors as they are: what goes is never copied.
-    target = model if inplace else copy_of(model, smaller)
+    with no_collection():
+        target = model if inplace else copy_of(model, smaller)
     modules = dict(target.named_modules())
     for module, values in plan.numbers.items():
         for attribute, value in values.items():
