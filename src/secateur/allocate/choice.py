@@ -20,7 +20,7 @@ from secateur.allocate.order import chunks_of, in_order, leaving, within
 from secateur.allocate.reasons import why_nothing
 from secateur.costs import LatencyTable, agreed
 from secateur.errors import MethodError, NothingPrunableError
-from secateur.graph import Graph, match_groups
+from secateur.graph import Graph, match_groups, no_collection
 from secateur.plan import Plan, plan_of
 
 
@@ -107,6 +107,7 @@ class Selection(NamedTuple):
     latency: float | None
 
 
+@no_collection()
 def selection(graph: Graph, scores: ArrayLike, allocation: Allocation, gone: NDArray[np.bool_]) -> Selection:
     """As `select`, for a network that some units have left already.
 
