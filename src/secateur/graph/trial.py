@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property
-from math import gcd
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from secateur.graph.capture import Place, mapped_state, mode_of, run, tensors_in
 from secateur.graph.flow import Flow
 from secateur.graph.guilt import find_guilty
 from secateur.graph.meta import Answering
-from secateur.graph.network import Graph
+from secateur.graph.network import Graph, Group
 from secateur.graph.replay import Failure, Replay
 
 
@@ -217,18 +216,19 @@ class _Draw:
     training: bool
 
 
-_MOST_DRAWS = 5
+_DRAWS, _MOST_DRAWS = 2, 3  # after the first
 
 
 def _draws(graph: Graph) -> list[_Draw]:
     """First a third of every group, then other counts, to find sizes that only agree when two groups shrink alike.
 
-    Groups of one size lose different counts; where there are more groups than counts, a further draw tells those apart
-    that lost equally many, and so on. Two units stay where there are that many: torch itself takes other ways through
-    dimensions of one.
+    Groups of as many channels lose different numbers of them; where there are more groups than numbers, further draws
+    tell those apart that lost equally many. Two units stay where there are that many: torch itself takes other ways
+    through dimensions of one.
     """
     groups = [group for group in graph.groups if group.pinned is None and len(group) > 1]
-    generator, many = np.random.default_rng(0), Counter(len(group) for group in groups)
+    widths = [_width(graph, group) for group in groups]
+    generator = np.random.default_rng(0)
 
     def drawn(counts: Iterable[int]) -> NDArray[np.bool_]:
         gone = np.zeros(graph.units, dtype=bool)
@@ -236,28 +236,27 @@ def _draws(graph: Graph) -> list[_Draw]:
             gone[generator.choice(group.units, size=count, replace=False)] = True
         return gone
 
-    draws = [_Draw(drawn(max(1, len(group) // 3) for group in groups), False, False)]
-    for digit in range(_MOST_DRAWS):
-        different = {size: _counts(size) for size in many}
-        if digit and all(n <= len(different[size]) ** digit for size, n in many.items()):
+    draws, crowded = [_Draw(drawn(max(1, len(group) // 3) for group in groups), False, False)], True
+    for number in range(_MOST_DRAWS):
+        if number >= _DRAWS and not crowded:
             break
-        seen, counts = Counter[int](), []
-        for group in groups:
-            size = len(group)
-            counts.append(different[size][seen[size] // len(different[size]) ** digit % len(different[size])])
-            seen[size] += 1
-        draws.append(_Draw(drawn(counts), True, not digit))
+        seen, used, counts, crowded = Counter[int](), set[tuple[int, int]](), [], False
+        for group, width in zip(groups, widths, strict=True):
+            size, channels = len(group), len(group) * width
+            options = [(seen[channels] + number + 1) % 2] if size == 2 else generator.permutation(max(2, size - 2)) + 1
+            count = next((int(n) for n in options if (channels, n * width) not in used), None)
+            crowded = crowded or count is None
+            counts.append(int(options[0]) if count is None else count)
+            used.add((channels, counts[-1] * width))
+            seen[channels] += 1
+        draws.append(_Draw(drawn(counts), True, not number))
     return draws
 
 
-@cache
-def _counts(size: int) -> list[int]:
-    """How many of a group's units may go in a draw, far apart for neighbours."""
-    if size == 2:
-        return [1, 0]
-    n = max(2, size - 2)
-    step = next(s for s in range(max(1, round(0.618 * n)), 0, -1) if gcd(s, n) == 1)
-    return [1 + (k + 1) * step % n for k in range(n)]
+def _width(graph: Graph, group: Group) -> int:
+    """How many channels go with a unit."""
+    slots = [(tensor, dim) for tensor, dim, _ in graph.slots(group.units[0])]
+    return slots.count(slots[0])
 
 
 @contextmanager
