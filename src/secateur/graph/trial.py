@@ -240,15 +240,16 @@ def _draws(graph: Graph) -> list[_Draw]:
     for number in range(_MOST_DRAWS):
         if number >= _DRAWS and not crowded:
             break
-        seen, used, counts, crowded = Counter[int](), set[tuple[int, int]](), [], False
-        for group, width in zip(groups, widths, strict=True):
-            size, channels = len(group), len(group) * width
-            options = [(seen[channels] + number + 1) % 2] if size == 2 else generator.permutation(max(2, size - 2)) + 1
-            count = next((int(n) for n in options if (channels, n * width) not in used), None)
-            crowded = crowded or count is None
-            counts.append(int(options[0]) if count is None else count)
-            used.add((channels, counts[-1] * width))
-            seen[channels] += 1
+        used, counts, crowded = set[tuple[int, int]](), [], False
+        for k, (group, width) in enumerate(zip(groups, widths, strict=True)):
+            size = len(group)
+            options = [(k + number + 1) % 2] if size == 2 else (generator.permutation(max(2, size - 2)) + 1).tolist()
+            # A map may hold one channel of each unit, or all of them (before a pixel shuffle, say).
+            takes = [{(size * n, count * n) for n in (1, width)} for count in options]
+            which = next((i for i, take in enumerate(takes) if not take & used), None)
+            crowded = crowded or which is None
+            counts.append(options[which or 0])
+            used |= takes[which or 0]
         draws.append(_Draw(drawn(counts), True, not number))
     return draws
 
