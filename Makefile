@@ -8,7 +8,7 @@ RUN := .venv/bin/python
 help:
 	@echo "make demo   train, prune and fine-tune a small network on drawn street scenes (a few minutes)"
 	@echo "make test   run the tests"
-	@echo "make fuzz   cut many random networks, EXAMPLES=10000 of them, drawn with SEED=0 (hours)"
+	@echo "make fuzz   cut many random networks, EXAMPLES=10000 of them, drawn with SEED=0 (ten minutes)"
 	@echo "make lint   run the linters and the type checker"
 
 demo: .venv/installed

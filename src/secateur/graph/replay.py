@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,7 +91,8 @@ class Replay(TorchDispatchMode):
                 return Failure(f"{step.name} is called instead of {node.op}", node.place)
             numbers = _numbers(node.target, node.args)
             if numbers != step.numbers:
-                old, new = next((a, b) for a, b in zip(numbers, step.numbers, strict=True) if a != b)
+                pairs = zip_longest(numbers, step.numbers, fillvalue=0)
+                old, new = next((a, b) for a, b in pairs if a != b)
                 return Failure(f"{node.op} with {new:.6g} for {old:.6g}, which was computed from the size", node.place)
             shapes = _made(flow, node) if before is None else before.steps[i].shapes
             refs = [out for out in node.outputs if out is not None]
