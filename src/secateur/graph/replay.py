@@ -91,7 +91,7 @@ class Replay(TorchDispatchMode):
                 return Failure(f"{step.name} is called instead of {node.op}", node.place)
             numbers = _numbers(node.target, node.args)
             if numbers != step.numbers:
-                pairs = zip_longest(numbers, step.numbers, fillvalue=0)
+                pairs = zip_longest(numbers, step.numbers, fillvalue=float("nan"))
                 old, new = next((a, b) for a, b in pairs if a != b)
                 return Failure(f"{node.op} with {new:.6g} for {old:.6g}, which was computed from the size", node.place)
             shapes = _made(flow, node) if before is None else before.steps[i].shapes
