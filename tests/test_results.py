@@ -24,6 +24,17 @@ def test_every_table_is_what_its_command_prints(command: str) -> None:
     assert len(lines) > 4 and [line for line in lines if line not in PAGE] == []
 
 
+def test_the_page_of_the_zoo_is_what_its_script_makes_of_its_rows(tmp_path: Path) -> None:
+    rows = ROOT / "results" / "engine_zoo.jsonl"
+    script = ROOT / "benchmarks" / "engine_zoo.py"
+    command = [sys.executable, script, "--out", rows, "--page", tmp_path / "page.md"]
+    subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert page == (ROOT / "results" / "engine_zoo.md").read_text(encoding="utf-8")
+    outcomes = {json.loads(line)["name"]: json.loads(line)["outcome"] for line in rows.read_text().splitlines()}
+    assert len(outcomes) >= 350 and not {"wrong", "crash"} & {*outcomes.values()}
+
+
 def test_there_are_tables() -> None:
     assert TABLES
 
