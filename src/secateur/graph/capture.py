@@ -33,7 +33,7 @@ from secateur.graph.keep import attributes_kept
 from secateur.graph.meta import call
 
 _TORCH = str(Path(torch.__file__).parent)
-_HERE = str(Path(__file__).parent)
+_OURS = tuple(str(path) for path in Path(__file__).parents[1].iterdir() if path.name != "models")
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 
@@ -157,7 +157,7 @@ class _Recorder(TorchDispatchMode):
             file = self.files.get(frame.f_code)
             if file is None:
                 path = frame.f_code.co_filename
-                file = self.files[frame.f_code] = "" if path.startswith((_TORCH, _HERE, "<")) else Path(path).name
+                file = self.files[frame.f_code] = "" if path.startswith((_TORCH, *_OURS, "<")) else Path(path).name
             if file:
                 return f"{file}:{frame.f_lineno}"
             frame = frame.f_back
@@ -204,7 +204,7 @@ def place_of(error: Exception, modules: Mapping[int, str]) -> Place:
         code = step.tb_frame.f_code
         if code.co_filename == nn_module.__file__ and code.co_name == "_call_impl":
             module = modules.get(id(step.tb_frame.f_locals["self"]), module)
-        elif not code.co_filename.startswith((_TORCH, _HERE, "<")):
+        elif not code.co_filename.startswith((_TORCH, *_OURS, "<")):
             source = f"{Path(code.co_filename).name}:{step.tb_lineno}"
         step = step.tb_next
     return Place("", module, source)
