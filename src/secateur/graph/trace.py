@@ -177,8 +177,9 @@ def _unused(
         touched = {ref.value for node in run_.nodes for ref in node.inputs()} | set(run_.outputs)
         used |= {name for name, value in run_.names.items() if value in touched}
     beside, pins = [], []
+    known = [tensor for tensor in table.tensors if tensor.name in used]
     for tensor in (t for t in table.tensors if t.name not in used):
-        partner = partner_of(tensor, [t for t in table.tensors if t.name in used], modules)
+        partner = partner_of(tensor, known, modules)
         for first, n in zip(tensor.first, tensor.shape, strict=True):
             if partner is not None:
                 beside.append(Equality(np.arange(first, first + n), partner, "tensors of one layer", -1))

@@ -49,7 +49,7 @@ class Trial:
             numbers: more numbers of modules that follow the channels.
         """
         guilty: dict[int, Failure] = {}
-        for draw in _draws(self.graph):
+        for draw in self._drawn:
 
             def said(some: Sequence[int], draw: _Draw = draw) -> Failure | None:
                 gone = draw.gone & np.isin(self.graph.solution.group_of, [*company, *some])
@@ -62,13 +62,17 @@ class Trial:
 
     def runs_tied(self, company: Sequence[int], tied: Sequence[int]) -> bool:
         """Whether the network runs when the units of some groups go in the same places, and those of others as ever."""
-        for draw in _draws(self.graph):
+        for draw in self._drawn:
             gone = draw.gone & np.isin(self.graph.solution.group_of, [*company, *tied])
             for group in tied[1:]:
                 gone[list(self.graph.groups[group].units)] = gone[list(self.graph.groups[tied[0]].units)]
             if self.run(gone, (), draw.strict, draw.training) is not None:
                 return False
         return True
+
+    @cached_property
+    def _drawn(self) -> list[_Draw]:
+        return _draws(self.graph)
 
     def running(self, module: str) -> set[int]:
         """The groups whose channels a module's own code handles."""
