@@ -17,7 +17,7 @@ import secateur
 from secateur.costs import COLUMNS, CostModel
 from secateur.errors import BudgetError, CheckpointError, MethodError, NothingPrunableError, PlanError
 from secateur.models import create_model
-from secateur.pruner import units_of
+from secateur.plan import units_of
 
 
 @pytest.fixture(scope="module")

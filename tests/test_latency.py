@@ -26,7 +26,7 @@ from secateur.costs.settle import MARGIN, settle
 from secateur.errors import BudgetError, CheckpointError, MethodError, ModelError
 from secateur.models import create_model
 from secateur.pipeline.inputs import Inputs
-from secateur.pruner import units_of
+from secateur.plan import units_of
 from secateur.recipe import Recipe
 
 CPU = torch.device("cpu")

@@ -20,8 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import secateur
 from secateur.allocate import KINDS
 from secateur.errors import BudgetError, CheckpointError, MethodError, PlanError
-from secateur.plan import Plan, plan_of
-from secateur.pruner import units_of
+from secateur.plan import Plan, plan_of, units_of
 
 # schedules
 

@@ -357,3 +357,13 @@ def plan_of(graph: Graph, units: NDArray[np.bool_] | Iterable[int]) -> Plan:
         for wanted in (True, False)
     )
     return Plan(saved, {t.name: t.shape for t in slices}, graph.numbers_after(removed), unsaved)
+
+
+def units_of(graph: Graph, plan: Plan) -> NDArray[np.bool_]:
+    """bool per unit: removed by the plan, which was made for this graph."""
+    removed = np.zeros(graph.units, dtype=bool)
+    by_name = {t.name: t for t in graph.tensors}
+    for name, dims in plan.slices.items():
+        for dim, indices in dims.items():
+            removed[graph.solution.of_atom[by_name[name].first[dim] + np.asarray(indices)]] = True
+    return removed

@@ -2,7 +2,6 @@
 
 from secateur.pruner.loop import Pruner
 from secateur.pruner.one_cut import Criterion, prune, score
-from secateur.pruner.progress import units_of
 from secateur.pruner.result import Result
 
-__all__ = ["Criterion", "Pruner", "Result", "prune", "score", "units_of"]
+__all__ = ["Criterion", "Pruner", "Result", "prune", "score"]

@@ -15,8 +15,8 @@ from secateur.allocate import Allocation, outcome, selection, why_nothing
 from secateur.costs import CostModel
 from secateur.errors import NothingPrunableError, VerificationError
 from secateur.graph import find_guilty, unwrapped
-from secateur.plan import Plan, plan_of
-from secateur.pruner.progress import Progress, units_of
+from secateur.plan import Plan, plan_of, units_of
+from secateur.pruner.progress import Progress
 from secateur.pruner.result import Result
 from secateur.surgery import apply, verify
 from secateur.surgery.cut import check as check_fit

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.graph import Graph
-from secateur.plan import Plan
+from secateur.plan import Plan, units_of
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,3 @@ class Progress:
                 pairs.append((now * self.original.units + before)[(now >= 0) & (before >= 0)])
         now, before = np.divmod(np.unique(np.concatenate(pairs)), max(1, self.original.units))
         return now, before
-
-
-def units_of(graph: Graph, plan: Plan) -> NDArray[np.bool_]:
-    """bool per unit: removed by the plan."""
-    removed = np.zeros(graph.units, dtype=bool)
-    by_name = {t.name: t for t in graph.tensors}
-    for name, dims in plan.slices.items():
-        for dim, indices in dims.items():
-            removed[graph.solution.of_atom[by_name[name].first[dim] + np.asarray(indices)]] = True
-    return removed

@@ -11,7 +11,7 @@ from secateur.errors import PlanError
 from secateur.graph import Flow, Graph
 from secateur.graph.capture import Node, Ref
 from secateur.graph.operators import CONVOLUTIONS
-from secateur.plan import Plan, plan_of
+from secateur.plan import Plan, plan_of, units_of
 
 PADS = ("constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
         "replication_pad2d", "replication_pad3d")  # fmt: skip
@@ -53,15 +53,13 @@ def gone_of(graph: Graph, plan: Plan) -> tuple[NDArray[np.bool_], NDArray[np.boo
         PlanError: the plan was not made for this graph.
     """
     by_name = {t.name: t for t in graph.tensors}
-    units = np.zeros(graph.units, dtype=bool)
-    for name, dims in plan.slices.items():
+    for name in plan.slices:
         if name not in by_name or plan.shapes.get(name) != by_name[name].shape:
             raise PlanError(
                 f"the plan removes slices of {name}, of which the traced {type(graph.model).__name__} has none of that "
                 "shape; make the plan from the same graph: secateur.select(graph, ...)"
             )
-        for dim, indices in dims.items():
-            units[graph.solution.of_atom[by_name[name].first[dim] + np.asarray(indices)]] = True
+    units = units_of(graph, plan)
     if plan_of(graph, units).slices != plan.slices:
         raise PlanError(
             "the plan removes parts of units of this graph; make the plan from the same graph: secateur.select(...)"
