@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 import secateur
 from secateur.errors import MethodError
-from secateur.methods import METHODS, get_method, list_methods
 from secateur.methods.cap import CAP, batch_beta, guiding_factors, min_max, row_sums
 from secateur.methods.guided import places
 from secateur.methods.sparsify import soft_threshold
@@ -368,73 +367,6 @@ def test_unknown_methods_and_options_are_named() -> None:
         secateur.Pruner(model, zoo.example(), method="cap", lambda_1=3)
     with pytest.raises(MethodError, match="update 'adam'"):
         secateur.Pruner(model, zoo.example(), method="network_slimming", update="adam")
-
-
-# conformity: every method in the table
-
-
-@pytest.mark.parametrize("method", list_methods())
-@pytest.mark.parametrize("name", ["unet", "segnet", "resnet_bottleneck"])
-def test_every_method_prunes_exactly_to_a_budget(method: str, name: str) -> None:
-    model, x = zoo.build(name).train(), zoo.example()
-    pruner = secateur.Pruner(model, x, method=method)
-    pruner.begin(steps=3, lr_sum=0.3)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    for _ in range(3):
-        optimizer.zero_grad()
-        out = model(x)
-        out.square().mean().backward()
-        pruner.after_backward()
-        optimizer.step()
-        pruner.after_step()
-    pruner.after_epoch(0)
-    result = pruner.finish(budget={"params": 0.6})
-    assert result.report.ok and result.after.params <= 0.6 * result.before.params
-    assert all(np.isfinite(v) for v in pruner.log().values())
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in result.model.modules())
-
-
-@pytest.mark.parametrize("method", list_methods())
-def test_interrupted_and_resumed_equals_uninterrupted(method: str) -> None:
-    x = zoo.example()
-
-    def steps(model: nn.Module, pruner: secateur.Pruner, optimizer: torch.optim.Optimizer, count: int) -> None:
-        for _ in range(count):
-            optimizer.zero_grad()
-            model(x).square().mean().backward()
-            pruner.after_backward()
-            optimizer.step()
-
-    def fresh() -> tuple[nn.Module, secateur.Pruner, torch.optim.Optimizer]:
-        model = zoo.build("unet").train()
-        return model, secateur.Pruner(model, x, method=method), torch.optim.SGD(model.parameters(), 0.1)
-
-    model, pruner, optimizer = fresh()
-    steps(model, pruner, optimizer, 4)
-    whole = pruner.finish(pruning_ratio=0.4)
-
-    model, pruner, optimizer = fresh()
-    steps(model, pruner, optimizer, 2)
-    saved = pruner.state_dict(), {k: v.clone() for k, v in model.state_dict().items()}
-    model, pruner, optimizer = fresh()
-    pruner.load_state_dict(saved[0])
-    model.load_state_dict(saved[1])
-    steps(model, pruner, optimizer, 2)
-    again = pruner.finish(pruning_ratio=0.4)
-    assert whole.plan == again.plan
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(whole.model.state_dict().values(), again.model.state_dict().values(), strict=True)
-    )
-
-
-@pytest.mark.parametrize("method", list_methods())
-def test_methods_describe_themselves(method: str) -> None:
-    kind = get_method(method)
-    assert kind.name == method and kind.summary and METHODS[method] is kind
-    assert all(text for _, text in kind.options_help().values())
-    if kind.needs_training:
-        assert kind.paper
 
 
 def test_a_users_own_method_needs_no_registration() -> None:

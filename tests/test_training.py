@@ -20,14 +20,13 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from secateur.errors import CannotError, CheckpointError, ModelError, RecipeError
-from secateur.metrics import Confusion, Scores
+from secateur.metrics import Confusion, Scores, all_logits
 from secateur.training.checkpoint import CheckpointFolder
 from secateur.training.evaluate import evaluate, latency, predict, recalibrate
 from secateur.training.loop import StageResult, fit
 from secateur.training.metrics_log import MetricsLog
 from secateur.training.optimize import (
     Settings,
-    all_logits,
     lay_out_like_parameters,
     learning_rate,
     learning_rate_sum,
@@ -86,8 +85,8 @@ class Recorder:
         self.strength, self.steps, self.epochs = 0.0, 0, []
         self.mean = torch.zeros(4)
 
-    def begin(self, steps: int, lr_sum: float, momentum: float, adaptive: bool) -> None:
-        self.strength, self.planned = 0.1 / lr_sum, (steps, lr_sum, momentum, adaptive)
+    def begin(self, steps: int, lr_sum: float, momentum: float, adaptive: bool, epochs: int) -> None:
+        self.strength, self.planned = 0.1 / lr_sum, (steps, lr_sum, momentum, adaptive, epochs)
 
     def after_backward(self) -> None:
         if self.steps == self.stop_at:
@@ -260,10 +259,10 @@ def test_the_hooks_are_told_the_whole_plan(fabric: Fabric) -> None:
     hooks = Recorder(model)
     settings = Settings(epochs=2, optimizer="sgd", lr=0.05, momentum=0.7)
     fit(model, Batches(), settings, fabric, hooks=hooks)
-    assert hooks.planned == (10, learning_rate_sum(settings, 5), 0.7, False)
+    assert hooks.planned == (10, learning_rate_sum(settings, 5), 0.7, False, 2)
     assert (hooks.steps, hooks.epochs) == (10, [0, 1])
     fit(model, Batches(), Settings(epochs=1, optimizer="adam"), fabric, hooks=hooks)
-    assert hooks.planned[2:] == (0.0, True)
+    assert hooks.planned[2:4] == (0.0, True)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -8,11 +8,13 @@ from secateur.errors import MethodError, nearest
 from secateur.methods.bn_scale import BNScale
 from secateur.methods.cap import CAP
 from secateur.methods.magnitude import L1
+from secateur.methods.material import Material
 from secateur.methods.network_slimming import NetworkSlimming
 from secateur.methods.protocol import Method, Scores, Training
 from secateur.methods.random import Random
+from secateur.methods.sfp import SFP
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (L1, Random, BNScale, NetworkSlimming, CAP)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (L1, Random, BNScale, NetworkSlimming, CAP, SFP)}
 
 
 def list_methods() -> tuple[str, ...]:
@@ -37,13 +39,27 @@ def get_method(name: str) -> type[Method]:
     return METHODS[name]
 
 
-def make_method(method: str | Method, **options: Any) -> Method:
-    """A method from its name and options, or the given object as it is."""
+def make_method(method: str | Method, material: Material | None = None, **options: Any) -> Method:
+    """A method from its name and options, or the given object as it is; `material` for its passes over data.
+
+    Raises:
+        MethodError: unknown method or option; or the method needs data, a loss or classes that were not given.
+    """
     if isinstance(method, str):
-        return get_method(method).create(**options)
-    if options:
+        made = get_method(method).create(**options)
+    elif options:
         raise MethodError(f"options {', '.join(options)} were given together with a method object, which has its own")
-    return method
+    else:
+        made = method
+    if material is not None and material != Material():
+        made.material = material
+    needed = [*(("data", "loss") if made.needs_data else ()), *(("classes",) if made.needs_labels else ())]
+    missing = made.material.wanting(*needed)
+    if missing:
+        meanings = {"data": "batches (input, target)", "loss": "(output, target) -> scalar", "classes": "their names"}
+        gives = ", ".join(f"{name}= ({meanings[name]})" for name in missing)
+        raise MethodError(f"method {made.name} makes a pass over data of its own: give {gives}")
+    return made
 
 
-__all__ = ["METHODS", "Method", "Scores", "Training", "get_method", "list_methods", "make_method"]
+__all__ = ["METHODS", "Material", "Method", "Scores", "Training", "get_method", "list_methods", "make_method"]

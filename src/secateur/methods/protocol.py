@@ -1,13 +1,16 @@
 """What a method is: it scores units, and may take part in training.
 
     start        with the traced network, and again after each of several cuts: attach hooks, remember where to look
+    aim          layer by layer, how many units are to stay, for methods that decide that while training
     begin        optional facts about the training to come
     after_backward, after_step, after_epoch      in the training loop
     scores       one number per unit, +inf for what must stay
+    decided      the units that go, of methods that have decided
     stop         remove every hook; the network is as it was but for its weights
+    fold         the cut network, of methods that leave channels which emit constants
 
-A method never cuts: it returns scores, and `select` and `apply` do the rest. Methods share functions, not parents; the
-base class holds nothing but the hooks that most leave empty.
+A method never cuts: it returns scores or units, and `select` and `apply` do the rest. Methods share functions, not
+parents; the base class holds nothing but the hooks that most leave empty.
 """
 
 from __future__ import annotations
@@ -22,6 +25,9 @@ from numpy.typing import NDArray
 
 from secateur.errors import MethodError, nearest
 from secateur.graph import Graph
+from secateur.methods.material import Material
+from secateur.plan import Plan
+from secateur.surgery import Compensated
 
 Scores = NDArray[np.float64]
 
@@ -35,12 +41,14 @@ class Training:
         lr_sum: the sum of the learning rate over these steps.
         momentum: SGD's momentum; 0 for other optimizers.
         adaptive: the optimizer rescales gradients (Adam and kin).
+        epochs: in all; 0 if it was not told.
     """
 
     steps: int
     lr_sum: float
     momentum: float = 0.0
     adaptive: bool = False
+    epochs: int = 0
 
 
 class Method:
@@ -77,9 +85,16 @@ class Method:
     summary: ClassVar[str]
     paper: ClassVar[str] = ""
     needs_training: ClassVar[bool] = False
+    needs_data: ClassVar[bool] = False  # it makes passes of its own over `material`
+    needs_labels: ClassVar[bool] = False  # the targets are label maps, and `material.classes` says of which classes
+    decides: ClassVar[bool] = False  # it chooses what goes while training, layer by layer: `aim` and `decided`
+    material: Material = Material()
 
     def start(self, graph: Graph) -> None:
         """Look at the network; attach hooks. What was seen of another network is forgotten."""
+
+    def aim(self, kept: NDArray[np.int64]) -> None:
+        """How many units of every group (int64 per group) are to stay, after `start` and before the training."""
 
     def begin(self, training: Training) -> None:
         """Learn the schedule of the training to come."""
@@ -105,8 +120,21 @@ class Method:
         """One number per unit; the smallest go first."""
         raise NotImplementedError(f"{type(self).__name__} does not score")
 
+    def decided(self, graph: Graph) -> NDArray[np.bool_] | None:
+        """The units to remove (bool per unit) that were chosen while training; None: the method only scores.
+
+        Raises:
+            MethodError: it chooses while training, and the training has not come so far.
+        """
+        return None
+
     def stop(self) -> None:
-        """Detach everything."""
+        """Detach everything; what hooks did to the forward pass goes into the weights."""
+
+    def fold(self, graph: Graph, plan: Plan) -> Compensated | None:
+        """After `stop`: the network cut to what was decided, with the constants that the silenced channels emit carried
+        over into the weights that stay; None where they emit nothing."""
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """What is needed to go on after an interruption."""

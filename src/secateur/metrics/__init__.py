@@ -1,5 +1,6 @@
-"""mIoU and its companions, from one confusion matrix over a whole data set."""
+"""mIoU and its companions, from one confusion matrix over a whole data set; the logits that they are taken from."""
 
 from secateur.metrics.confusion import Confusion, Scores
+from secateur.metrics.logits import all_logits, at_size, main_logits
 
-__all__ = ["Confusion", "Scores"]
+__all__ = ["Confusion", "Scores", "all_logits", "at_size", "main_logits"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Iterable, Iterator
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from secateur.costs import agreed, cost, table_of
 from secateur.data import Augment, Loader, SegmentationDataset, class_weights, make_loader, open_dataset
 from secateur.errors import MethodError, ModelError, PlanError, RecipeError, SecateurError
 from secateur.methods import get_method
+from secateur.metrics import main_logits
 from secateur.models import create_model
 from secateur.pipeline.schedule import Asked, on_the_way
 from secateur.plan import Plan
@@ -20,7 +22,7 @@ from secateur.recipe import Recipe
 from secateur.surgery import apply
 from secateur.training import seed_everything
 from secateur.training.evaluate import device_of
-from secateur.training.optimize import main_logits
+from secateur.training.optimize import segmentation_loss
 from secateur.training.weights import load_weights
 
 __all__ = ["Inputs"]
@@ -51,6 +53,7 @@ class Inputs:
         # the quick checks first
         self.method = None if recipe.method.name == "none" else get_method(recipe.method.name)
         self.method_options = self._resolve_options()
+        self._check_stages()
         self.start_plan = self._read_plan()
         self.data = {split: self._open_data(split) for split in ("train", "val")}
         height, width = recipe.data.size
@@ -68,10 +71,35 @@ class Inputs:
         model = create_model(settings.name, classes=len(self.data["train"].classes), **options)
         return model if whole or self.start_plan is None else apply(model, self.start_plan, inplace=True)
 
-    def pruner(self, model: nn.Module) -> Pruner:
-        """The recipe's method, attached to `model`, where that is."""
+    def pruner(self, model: nn.Module, data: Iterable[tuple[Tensor, Tensor]] | None = None) -> Pruner:
+        """The recipe's method, attached to `model`, where that is; told the budget if it chooses while training.
+
+        Args:
+            model: the network.
+            data: instead of the training images as they are, for methods that make passes over data.
+        """
+        assert self.method is not None
+        material: dict[str, Any] = {}
+        if self.method.needs_data:
+            weights = None if self.recipe.train.class_weights == "none" else self.class_weights.to(device_of(model))
+            material = {
+                "data": data or Passes(self.loader("train", self.recipe.train.batch_size, training=True)),
+                "loss": partial(segmentation_loss, class_weights=weights),
+                "classes": self.data["train"].classes,
+            }
         example = self.example.to(device_of(model))
-        return Pruner(model, example, method=self.recipe.method.name, **self.method_options)
+        pruner = Pruner(model, example, method=self.recipe.method.name, **material, **self.method_options)
+        if self.method.decides:
+            budget = self.recipe.budget
+            pruner.aim(
+                budget.pruning_ratio,
+                budget.limits,
+                min_keep=budget.min_keep,
+                round_to=budget.round_to,
+                protect=budget.protect,
+                ratios=budget.ratios,
+            )
+        return pruner
 
     def to_be_cut(self, model: nn.Module) -> nn.Module:
         """The network where and as its latency is measured, if the budget limits that."""
@@ -83,6 +111,8 @@ class Inputs:
 
     def cut(self, pruner: Pruner, step: int | None = None) -> Result:
         """The cut that the recipe's budget asks for, or the first, second ... of its schedule."""
+        if pruner.method.decides:
+            return pruner.finish()
         budget = self.recipe.budget
         asked = Asked(budget.pruning_ratio, budget.limits, budget.ratios)
         cut = pruner.finish
@@ -182,8 +212,31 @@ class Inputs:
 
     def _check_cut(self) -> None:
         """Cuts an untrained network to the budget, so that an hour of training isn't spent on what can't be had."""
-        if self.method is not None:
-            pruner = self.pruner(self.to_be_cut(self.network()))
+        if self.method is None:
+            return
+        noise = [(self.example, torch.zeros(1, *self.recipe.data.size, dtype=torch.long))]
+        pruner = self.pruner(self.to_be_cut(self.network()), data=noise)
+        if not self.method.decides:
             if self.recipe.schedule.steps > 1:
                 self.cut(pruner, step=1)
             self.cut(pruner)
+        pruner.close()
+
+    def _check_stages(self) -> None:
+        """Methods that choose while training need that training, and one cut."""
+        if self.method is None or not self.method.decides:
+            return
+        if self.recipe.sparsify.epochs == 0:
+            raise RecipeError(f"method.name={self.method.name} chooses channels while training: give sparsify.epochs.")
+        if self.recipe.schedule.steps > 1:
+            raise RecipeError(f"method.name={self.method.name} chooses channels once: expected schedule.steps=1.")
+
+
+class Passes:
+    """The images of a loader in the same order in every pass."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self.loader.epoch(0))

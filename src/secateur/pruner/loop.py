@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
-from secateur.allocate import Allocation
+from secateur.allocate import Allocation, selection
 from secateur.costs import LatencyTable
-from secateur.errors import CheckpointError, SecateurError
+from secateur.errors import CheckpointError, MethodError, SecateurError
 from secateur.graph import Graph, trace
-from secateur.methods import Method, Training, make_method
-from secateur.plan import Plan
+from secateur.methods import Material, Method, Training, make_method
+from secateur.methods.material import Loss
+from secateur.plan import Plan, units_of
 from secateur.pruner.cutting import cut_verified
-from secateur.pruner.one_cut import score
+from secateur.pruner.decided import cut_decided
+from secateur.pruner.one_cut import scores_of
 from secateur.pruner.progress import Progress
 from secateur.pruner.result import Result
 from secateur.surgery import apply
@@ -31,7 +34,12 @@ class Pruner:
         model: the network that is being trained, before anything is cut from it.
         example_inputs: what to trace it on.
         method: a method's name or object.
+        data, loss, classes: for methods that make passes over data, see `score`.
         options: the method's options.
+
+    Raises:
+        MethodError: unknown method or option, a method that finds nothing in this network to work on, or one that needs
+            data which was not given.
 
     Examples:
         Prune a little, train a little. Every ratio and budget is one of the original network, and so is the plan:
@@ -58,11 +66,22 @@ class Pruner:
         7
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Any, method: str | Method = "cap", **options: Any) -> None:
-        self.method = make_method(method, **options)
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        method: str | Method = "cap",
+        *,
+        data: Iterable[tuple[Any, Any]] | None = None,
+        loss: Loss | None = None,
+        classes: Sequence[str] | int | None = None,
+        **options: Any,
+    ) -> None:
+        self.method = make_method(method, Material(data, loss, classes), **options)
         self._at = Progress.beginning(trace(model, example_inputs))
         self.method.start(self.graph)
         self._stepped = True  # nothing is owed to the optimizer's last step
+        self._aimed: Allocation | None = None
 
     @property
     def graph(self) -> Graph:
@@ -79,11 +98,56 @@ class Pruner:
         """The method acts while training; others only score at the end."""
         return self.method.needs_training
 
-    def begin(self, steps: int, lr_sum: float, momentum: float = 0.0, adaptive: bool = False) -> None:
-        """Tell the schedule: optimizer steps in all, the sum of the learning rate over them, SGD's momentum (0 for
-        other optimizers).
+    def aim(
+        self,
+        pruning_ratio: float | None = None,
+        budget: Mapping[str, float] | None = None,
+        *,
+        min_keep: float = 0.1,
+        round_to: int = 1,
+        protect: Iterable[str] = (),
+        ratios: Mapping[str, float] | None = None,
+        latency_table: LatencyTable | Path | str | None = None,
+    ) -> None:
+        """Tell a method that chooses channels while training how much is to go; `finish` then takes no amount.
+
+        The same share of every layer goes (`scope="group"`), since such methods choose layer by layer.
+
+        Args:
+            pruning_ratio, budget, min_keep, round_to, protect, ratios, latency_table: see `select`.
+
+        Raises:
+            MethodError: the method does not choose while training.
+            NothingPrunableError, BudgetError: it can't be had.
+
+        Examples:
+            >>> import torch, secateur
+            >>> conv, image = torch.nn.Conv2d, torch.randn(2, 3, 8, 8)
+            >>> net = torch.nn.Sequential(conv(3, 32, 3), torch.nn.BatchNorm2d(32), torch.nn.ReLU(), conv(32, 2, 1))
+            >>> pruner = secateur.Pruner(net, image, method="sfp")
+            >>> pruner.aim(pruning_ratio=0.5)
+            >>> pruner.after_epoch(0)  # behind your training: the weakest half is set to zero, and may recover
+            >>> int((net[0].weight.flatten(1).norm(dim=1) == 0).sum())
+            16
+            >>> pruner.finish().model[0].out_channels
+            16
         """
-        self.method.begin(Training(steps, lr_sum, momentum, adaptive))
+        if not self.method.decides:
+            raise MethodError(
+                f"method {self.method.name} chooses nothing while training: give the amount to finish() instead"
+            )
+        allocation = Allocation(pruning_ratio, budget, "group", min_keep, round_to, protect, ratios, latency_table)
+        alike = np.where(np.isfinite(scores_of(self.graph, self.method)), 0.0, np.inf)
+        removed = units_of(self.graph, selection(self.graph, alike, allocation, self._at.gone).plan)
+        groups = self.graph.solution.group_of
+        self.method.aim(np.bincount(groups[~removed], minlength=len(self.graph.groups)))
+        self._aimed = allocation
+
+    def begin(self, steps: int, lr_sum: float, momentum: float = 0.0, adaptive: bool = False, epochs: int = 0) -> None:
+        """Tell the schedule: optimizer steps in all, the sum of the learning rate over them, SGD's momentum (0 for
+        other optimizers), whether the optimizer is Adam or its like, and the number of epochs.
+        """
+        self.method.begin(Training(steps, lr_sum, momentum, adaptive, epochs))
 
     def after_backward(self) -> None:
         """Between `loss.backward()` and `optimizer.step()`.
@@ -223,6 +287,8 @@ class Pruner:
             NothingPrunableError, BudgetError, MethodError, VerificationError: nothing was cut, and training can go on.
             PlanError: one of `averages` has other shapes than the network; the same.
         """
+        if self.method.decides:
+            raise MethodError(f"method {self.method.name} chooses once, while training: use aim() and finish()")
         allocation = Allocation(pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table)
         averages = (averages,) if isinstance(averages, nn.Module) else tuple(averages)
         state = self.method.state_dict()
@@ -251,6 +317,9 @@ class Pruner:
     ) -> Result:
         """Detach the method, remove channels physically, verify.
 
+        Without an amount, what a method that chooses while training has chosen is removed; with one, its scores are
+        used like any other's.
+
         Args:
             pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table: see `select`. All shares
                 are of the original network, with what earlier steps removed counted in.
@@ -275,6 +344,10 @@ class Pruner:
             >>> result.model[1].num_features, result.report.ok
             (4, True)
         """
+        if self.method.decides and pruning_ratio is None and budget is None and not ratios:
+            if not self._stepped:
+                self.after_step()
+            return cut_decided(self._at, self.method, self._aimed, inplace=inplace, optimizer=optimizer)
         allocation = Allocation(pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table)
         return self._cut(allocation, inplace, optimizer)
 
@@ -293,7 +366,7 @@ class Pruner:
         """Detaches the method and cuts."""
         if not self._stepped:
             self.after_step()
-        scores = score(self.graph, self.method)
+        scores = scores_of(self.graph, self.method)
         self.close()
         if inplace and not last:
             self._keep_original()

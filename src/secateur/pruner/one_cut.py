@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from torch.optim import Optimizer
 
 from secateur.allocate import Allocation
 from secateur.costs import LatencyTable
+from secateur.errors import MethodError
 from secateur.graph import Graph, trace
-from secateur.methods import Method, make_method
+from secateur.methods import Material, Method, make_method
+from secateur.methods.material import Loss
 from secateur.pruner.cutting import cut_verified
 from secateur.pruner.progress import Progress
 from secateur.pruner.result import Result
@@ -22,15 +24,27 @@ from secateur.pruner.result import Result
 Criterion = Callable[[Graph], ArrayLike]
 
 
-def score(graph: Graph, method: str | Method | Criterion, **options: Any) -> NDArray[np.float64]:
+def score(
+    graph: Graph,
+    method: str | Method | Criterion,
+    *,
+    data: Iterable[tuple[Any, Any]] | None = None,
+    loss: Loss | None = None,
+    classes: Sequence[str] | int | None = None,
+    **options: Any,
+) -> NDArray[np.float64]:
     """One score per unit, the smallest least important; +inf for what must stay.
 
     Args:
         graph: the traced network.
         method: a method's name, a method object, or a function graph -> scores.
+        data, loss, classes: for methods that make a pass over data: batches of (input, target), to be iterated as often
+            as wanted; (output, target) -> a scalar or a dict of them; the classes' names or number.
+        options: the method's options.
 
     Raises:
-        MethodError: unknown method or option.
+        MethodError: unknown method or option, or one that needs data or training.
+        DataError: the data is empty, or no pairs.
 
     Examples:
         >>> import torch, secateur
@@ -44,10 +58,18 @@ def score(graph: Graph, method: str | Method | Criterion, **options: Any) -> NDA
         [0.0, 1.0, 2.0, 3.0, inf, inf]
     """
     if not isinstance(method, (str, Method)) and callable(method):
-        values = np.asarray(method(graph), dtype=np.float64)
-    else:
-        values = make_method(method, **options).scores(graph)
-    return np.where(graph.prunable, values, np.inf)
+        return np.where(graph.prunable, np.asarray(method(graph), dtype=np.float64), np.inf)
+    made = make_method(method, Material(data, loss, classes), **options)
+    if made.decides:
+        raise MethodError(
+            f"method {made.name} chooses channels while training: secateur.Pruner(model, inputs, {made.name!r})"
+        )
+    return scores_of(graph, made)
+
+
+def scores_of(graph: Graph, method: Method) -> NDArray[np.float64]:
+    """A method's scores, +inf for what is pinned."""
+    return np.where(graph.prunable, method.scores(graph), np.inf)
 
 
 def prune(
@@ -66,6 +88,9 @@ def prune(
     inplace: bool = False,
     verify: bool = True,
     optimizer: Optimizer | None = None,
+    data: Iterable[tuple[Any, Any]] | None = None,
+    loss: Loss | None = None,
+    classes: Sequence[str] | int | None = None,
     **options: Any,
 ) -> Result:
     """Trace, score, select, apply and verify in one call.
@@ -73,11 +98,12 @@ def prune(
     Args:
         model: any network; it is not changed unless `inplace`.
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
-        method: a data-free method's name, a method object, or a function graph -> scores.
+        method: the name of a method that needs no training, a method object, or a function graph -> scores.
         pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table: see `select`.
         inplace: cut the network itself.
         verify: compare the result with the silenced original before handing it over.
         optimizer: its state is cut along.
+        data, loss, classes: for methods that make a pass over data, see `score`.
         options: the method's options.
 
     Raises:
@@ -96,5 +122,5 @@ def prune(
     """
     allocation = Allocation(pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table)
     at = Progress.beginning(trace(model, example_inputs))
-    scores = score(at.now, method, **options)
+    scores = score(at.now, method, data=data, loss=loss, classes=classes, **options)
     return cut_verified(at, scores, allocation, inplace=inplace, check=verify, optimizer=optimizer)

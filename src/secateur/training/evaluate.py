@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from secateur.metrics import Confusion, Scores
-from secateur.training.optimize import main_logits
+from secateur.metrics import Confusion, Scores, main_logits
 
 __all__ = ["Loader", "evaluate", "latency", "predict", "recalibrate"]
 

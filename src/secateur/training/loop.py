@@ -35,7 +35,7 @@ __all__ = ["Hooks", "StageResult", "fit"]
 class Hooks(Protocol):
     """What a training-time pruning method does in the loop; `secateur.Pruner` is one."""
 
-    def begin(self, steps: int, lr_sum: float, momentum: float, adaptive: bool) -> None: ...
+    def begin(self, steps: int, lr_sum: float, momentum: float, adaptive: bool, epochs: int) -> None: ...
     def after_backward(self) -> None: ...
     def after_step(self, lr: float | None = None, /) -> None: ...
     def after_epoch(self, epoch: int) -> None: ...
@@ -187,7 +187,7 @@ class _Stage:
             adaptive = settings.optimizer != "sgd"
             momentum, told = 0.0 if adaptive else settings.momentum, self.hooks_follow
             lr_sum = learning_rate_sum(told, self.steps_per_epoch)
-            self.hooks.begin(told.epochs * self.steps_per_epoch, lr_sum, momentum, adaptive)
+            self.hooks.begin(told.epochs * self.steps_per_epoch, lr_sum, momentum, adaptive, told.epochs)
         self.restore()
         if self.metrics is not None and self.fabric.is_global_zero:
             self.metrics.rewind(lambda line: line.get("stage") != self.stage or line.get("step", 0) <= self.at.step)

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from secateur.errors import ModelError, RecipeError, nearest
+from secateur.errors import RecipeError, nearest
+from secateur.metrics import all_logits, at_size
 
 __all__ = [
     "OPTIMIZERS",
     "SCHEDULES",
     "Settings",
-    "all_logits",
     "lay_out_like_parameters",
     "learning_rate",
     "learning_rate_sum",
-    "main_logits",
     "make_optimizer",
     "segmentation_loss",
 ]
@@ -110,35 +108,6 @@ def learning_rate_sum(settings: Settings, steps_per_epoch: int) -> float:
     )
 
 
-def all_logits(output: object) -> list[Tensor]:
-    """The logits in a network's output, main head first: a tensor, a tuple or list of them, or a dict of them.
-
-    Raises:
-        ModelError: the output is something else, or a tensor in it is not N x K x H x W.
-    """
-    if isinstance(output, Tensor):
-        tensors: list[object] = [output]
-    elif isinstance(output, Mapping):
-        tensors = list(output.values())
-    elif isinstance(output, tuple | list):
-        tensors = list(output)
-    else:
-        tensors = []
-    logits = [t for t in tensors if isinstance(t, Tensor) and t.dim() == 4]
-    if not logits or len(logits) != len(tensors):
-        shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in tensors]
-        raise ModelError(
-            "A segmentation network must return logits N x classes x H x W, or a tuple, list or dict of them "
-            f"with the main head first; this one returned {type(output).__name__} {shapes}."
-        )
-    return logits
-
-
-def main_logits(output: object, size: torch.Size | tuple[int, int]) -> Tensor:
-    """The main head's logits (N, K, H, W) at `size` (H, W), upsampled bilinearly if they are smaller."""
-    return _at_size(all_logits(output)[0], size)
-
-
 def segmentation_loss(
     output: object, labels: Tensor, class_weights: Tensor | None = None, ignore_index: int = 255
 ) -> Tensor:
@@ -161,7 +130,7 @@ def segmentation_loss(
     amount = amount.clamp_min(torch.finfo(torch.float32).tiny)
     losses = [
         F.cross_entropy(
-            _at_size(logits, labels.shape[-2:]).float(),
+            at_size(logits, labels.shape[-2:]).float(),
             labels,
             class_weights,
             ignore_index=ignore_index,
@@ -171,9 +140,3 @@ def segmentation_loss(
         for logits in all_logits(output)
     ]
     return losses[0] + AUXILIARY_WEIGHT * sum(losses[1:], losses[0].new_zeros(()))
-
-
-def _at_size(logits: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
-    if tuple(logits.shape[-2:]) == tuple(size):
-        return logits
-    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
