@@ -14,12 +14,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
 RUNS = sorted(path.parent for path in (ROOT / "results").rglob("result.json"))
-TABLES = re.findall(r"^    python (benchmarks/compare_runs\.py .*)$", PAGE, flags=re.MULTILINE)
+TABLES = re.findall(r"^    secateur (compare .*)$", PAGE, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", TABLES)
 def test_every_table_is_what_its_command_prints(command: str) -> None:
-    done = subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "secateur", *shlex.split(command)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     lines = [line for line in done.stdout.splitlines() if line]
     assert len(lines) > 4 and [line for line in lines if line not in PAGE] == []
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_path", "is_temporary", "write_json", "write_text"]
+__all__ = ["atomic_path", "copy_file", "is_temporary", "write_json", "write_text"]
 
 # asking for the mask means setting it, so it is asked for once, before there are threads
 UMASK = os.umask(0)
@@ -36,6 +37,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copies `source` to `path`, atomically."""
+    with atomic_path(path) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -124,6 +124,12 @@ class SegmentationDataset(ABC):
         """Labelled pixels of each class at `size`, int64 (K,); the first use reads every sample."""
         return self.check() if self._pixel_counts is None else self._pixel_counts
 
+    @property
+    def rarest(self) -> tuple[str, ...]:
+        """The half of the classes with the fewest pixels (rounded down), the rarest first."""
+        order = np.argsort(self.pixel_counts, kind="stable")
+        return tuple(self.classes[int(index)] for index in order[: len(order) // 2])
+
     def __getstate__(self) -> dict:
         """Without the cache: a process that is sent the data set reads for itself."""
         return {**self.__dict__, "_cache": {}}

@@ -121,7 +121,12 @@ class Experiment:
                     step = stage.removeprefix(STEP)
                     self._finish(stage, partial(self._step, int(step)) if step != stage else getattr(self, f"_{stage}"))
             result = result_of(
-                self.folder.records(), self.recipe, self.inputs.method_options, self.command, self.fabric.device
+                self.folder.records(),
+                self.recipe,
+                self.inputs.method_options,
+                self.inputs.data["train"].rarest,
+                self.command,
+                self.fabric.device,
             )
             if "evaluate" in stages and self.fabric.is_global_zero:
                 write_json(self.folder.result, result)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -34,7 +34,12 @@ def rung(stage: str, scores: Scores, cost: Cost, latency_ms: float | None) -> Re
 
 
 def result_of(
-    records: Mapping[str, Record], recipe: Recipe, options: Mapping[str, Any], command: str, device: torch.device
+    records: Mapping[str, Record],
+    recipe: Recipe,
+    options: Mapping[str, Any],
+    minority: Sequence[str],
+    command: str,
+    device: torch.device,
 ) -> Record:
     """The content of `result.json`.
 
@@ -42,6 +47,7 @@ def result_of(
         records: what the stages done so far have recorded, by stage.
         recipe: the run's.
         options: of the method, all of them, as they were used.
+        minority: the classes of fewest pixels.
         command: the command line.
         device: where it was computed.
     """
@@ -53,6 +59,7 @@ def result_of(
         "verification": prune.get("verification"),
         "method": {"name": recipe.method.name, "options": _plain(options)},
         "network": recipe.model.name,
+        "minority": list(minority),
         "sparsified_miou": records.get("sparsify", {}).get("miou"),
         "compensation": prune.get("compensation"),
         "recalibration_batches": prune.get("recalibration_batches", 0),

@@ -1,9 +1,10 @@
 """A recipe is the declared experiment: a YAML file whose sections and keys are all checked before anything runs.
 
 `load_recipe(path, overrides)` reads one, `dump_recipe(recipe)` writes one with every key and what it means,
-`recipe_schema()` is the JSON schema for editors.
+`recipe_schema()` is the JSON schema for editors; `load_comparison(path)` reads one with a list of methods.
 """
 
+from secateur.recipe.comparison import Row, load_comparison
 from secateur.recipe.reader import load_recipe
 from secateur.recipe.schema import (
     BUDGET_KEYS,
@@ -34,10 +35,12 @@ __all__ = [
     "Method",
     "Model",
     "Recipe",
+    "Row",
     "Run",
     "Sparsify",
     "Train",
     "dump_recipe",
+    "load_comparison",
     "load_recipe",
     "recipe_schema",
 ]

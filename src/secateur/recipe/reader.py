@@ -42,6 +42,19 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+def overridden(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The values of a file with overrides written into them; nothing but YAML and overrides is checked.
+
+    Raises:
+        RecipeError: the file can't be read or is not YAML, or an override is none.
+    """
+    values, _ = _parse(_read(path), path)
+    _, complaints = _override(values, overrides)
+    if complaints:
+        raise RecipeError("\n".join(complaints))
+    return values
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")

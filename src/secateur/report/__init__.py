@@ -1,5 +1,6 @@
 """Tables and pictures: of what a run left on disk, so that old runs can be drawn again; of a network's groups."""
 
+from secateur.report.comparison import comparison_table, rung
 from secateur.report.dot import couplings_dot
 from secateur.report.groups import groups_data, groups_table
 from secateur.report.picture import picture
@@ -7,5 +8,6 @@ from secateur.report.svg import couplings_svg
 from secateur.report.tables import ladder_table, per_class_table
 
 __all__ = [
-    "couplings_dot", "couplings_svg", "groups_data", "groups_table", "ladder_table", "per_class_table", "picture",
+    "comparison_table", "couplings_dot", "couplings_svg", "groups_data", "groups_table", "ladder_table",
+    "per_class_table", "picture", "rung",
 ]  # fmt: skip

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from secateur.errors import CheckpointError, RunFolderError
-from secateur.files import is_temporary, write_json
+from secateur.files import copy_file, is_temporary, write_json, write_text
 from secateur.training.checkpoint import CheckpointFolder
 from secateur.training.progress import ProgressDisplay
 
@@ -76,6 +76,23 @@ class RunFolder:
         """Marks the stage done."""
         write_json(self._stages, {**self.records(), stage: record})
         self.checkpoints_of(stage).tidy(keep=1)
+
+    def adopt(self, other: RunFolder, stages: Sequence[str]) -> None:
+        """Takes over finished stages of another run, the first ones, as if they had been made here.
+
+        Args:
+            other: a run whose recipe says the same of these stages.
+            stages: "train", or "train" and "sparsify".
+        """
+        self.create()
+        for mine, its in ((self.parent, other.parent), (self.sparsified, other.sparsified)):
+            if mine != self.sparsified or "sparsify" in stages:
+                copy_file(its, mine)
+        if other.metrics.is_file():
+            lines = other.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            write_text(self.metrics, "".join(line for line in lines if json.loads(line).get("stage") in stages))
+        records = other.records()
+        write_json(self._stages, {stage: records[stage] for stage in stages})
 
     def cut(self, step: int) -> Path:
         """The network after one of several cuts (1 is the first); after none, the sparsified one."""
