@@ -7,14 +7,17 @@ from typing import Any
 from secateur.errors import MethodError, nearest
 from secateur.methods.bn_scale import BNScale
 from secateur.methods.cap import CAP
-from secateur.methods.magnitude import L1
+from secateur.methods.fpgm import FPGM
+from secateur.methods.magnitude import L1, L2
 from secateur.methods.material import Material
 from secateur.methods.network_slimming import NetworkSlimming
 from secateur.methods.protocol import Method, Scores, Training
 from secateur.methods.random import Random
 from secateur.methods.sfp import SFP
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (L1, Random, BNScale, NetworkSlimming, CAP, SFP)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (L1, L2, Random, BNScale, NetworkSlimming, FPGM, CAP, SFP)
+}
 
 
 def list_methods() -> tuple[str, ...]:
