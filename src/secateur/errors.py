@@ -43,10 +43,10 @@ class SecateurError(Exception):
         Mistakes are ValueErrors, too:
 
         >>> try:
-        ...     secateur.prune(torch.nn.Conv2d(3, 8, 3), image, method="l3", pruning_ratio=0.5)
+        ...     secateur.prune(torch.nn.Conv2d(3, 8, 3), image, method="capp", pruning_ratio=0.5)
         ... except ValueError as error:
         ...     print(error)  # doctest: +ELLIPSIS
-        unknown method 'l3'; known: ..., l1, ...; did you mean 'l1'?
+        unknown method 'capp'; known: ..., cap, ...; did you mean 'cap'?
     """
 
     exit_code = 1
