@@ -27,6 +27,7 @@ from secateur.errors import (
     RunFolderError,
     SecateurError,
 )
+from secateur.methods import list_methods
 from secateur.pipeline import Experiment
 from secateur.recipe import Recipe, load_recipe
 from secateur.training import ProgressDisplay
@@ -200,6 +201,35 @@ def test_between_cuts_a_pull_goes_on_at_its_rate(tmp_path: Path, monkeypatch: py
 def test_without_a_schedule_there_is_none(pruned_run: Path) -> None:
     result = json.loads((pruned_run / "result.json").read_text())
     assert result["schedule"] == [] and result["compensation"] is None
+
+
+@pytest.mark.parametrize("network", ["unet", "segnet", "residual"])
+@pytest.mark.parametrize("method", list_methods())
+def test_every_method_runs_the_whole_pipeline(tmp_path: Path, method: str, network: str) -> None:
+    model = {"name": network, "width": 8}
+    if network == "residual":
+        model = {"name": f"{Path(__file__).with_name('own_networks.py')}:residual", "width": 32}
+    recipe = tiny(
+        method={"name": method},
+        model=model,
+        budget={"params": 0.6},
+        train={"epochs": 1},
+        sparsify={"epochs": 2},
+        evaluate={"latency_repeats": 0, "pictures": 0},
+    )
+    result = experiment(recipe, tmp_path / "run").run()
+    assert 0.59 <= result["budget"]["achieved"]["params"] <= 0.6
+    assert result["verification"]["ok"] and result["verification"]["relative_error"] <= 1e-5
+    stages = {row["stage"]: row for row in result["stages"]}
+    assert 0.59 <= stages["finetuned"]["params"] / stages["unpruned"]["params"] <= 0.6
+
+
+def test_the_unpruned_network_teaches_in_the_fine_tuning(tmp_path: Path, pruned_run: Path) -> None:
+    taught = experiment(tiny(finetune={"epochs": 1, "distill": 0.5, "temperature": 2.0}), tmp_path / "run")
+    result, plain = taught.run(), json.loads((pruned_run / "result.json").read_text())
+    assert result["stages"][:-1] == [{**row, "latency_ms": result["stages"][i]["latency_ms"]}
+                                     for i, row in enumerate(plain["stages"][:-1])]  # fmt: skip
+    assert result["stages"][-1]["per_class"] != plain["stages"][-1]["per_class"]
 
 
 @pytest.mark.parametrize("mode", ["mean", "least_squares"])

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from secateur.errors import CannotError, CheckpointError, ModelError, RecipeError
 from secateur.metrics import Confusion, Scores, all_logits
 from secateur.training.checkpoint import CheckpointFolder
+from secateur.training.distill import Distillation
 from secateur.training.evaluate import evaluate, latency, predict, recalibrate
 from secateur.training.loop import StageResult, fit
 from secateur.training.metrics_log import MetricsLog
@@ -513,3 +514,41 @@ def test_latency_is_the_median_time_of_a_pass_in_milliseconds() -> None:
     model = Slow()
     assert 10 <= latency(model, torch.zeros(1, 3, 4, 4), repeats=5) < 60
     assert model.calls == 8 and model.training
+
+
+def test_distillation_is_the_published_loss() -> None:
+    """Against a literal loop over the pixels, in float64."""
+    generator = torch.Generator().manual_seed(1)
+    taught, learnt = (torch.randn(2, 3, 2, 2, dtype=torch.float64, generator=generator) for _ in range(2))
+    teacher = nn.Module()
+    teacher.forward = lambda images: {"out": taught}  # type: ignore[method-assign]
+    temperature, distance = 2.0, 0.0
+    for n in range(2):
+        for y in range(2):
+            for x in range(2):
+                p = (taught[n, :, y, x] / temperature).exp()
+                q = (learnt[n, :, y, x] / temperature).exp()
+                p, q = p / p.sum(), q / q.sum()
+                distance += sum(float(p[k] * (p[k].log() - q[k].log())) for k in range(3)) / 8
+    task = torch.tensor(0.7, dtype=torch.float64)
+    images = torch.zeros(2, 3, 2, 2)
+    loss = Distillation(teacher, 0.25, temperature)(task, (learnt, taught), images)
+    assert float(loss) == pytest.approx(0.75 * 0.7 + 0.25 * temperature**2 * distance, rel=1e-6)
+    assert float(Distillation(teacher, 0.0)(task, learnt, images)) == pytest.approx(0.7)
+
+
+def test_a_student_learns_from_its_teacher_alone(fabric: Fabric) -> None:
+    torch.manual_seed(0)
+    teacher, student = Net().eval(), Net()
+    images = next(iter(Batches().epoch(0)))[0]
+    with torch.no_grad():
+        wanted = teacher(images).softmax(1)
+
+    def distance() -> float:
+        with torch.no_grad():
+            return float((student.eval()(images).softmax(1) - wanted).abs().mean())
+
+    before = distance()
+    fit(student, Batches(), Settings(epochs=30, lr=0.02), fabric, distillation=Distillation(teacher, 1.0))
+    assert distance() < 0.5 * before
+    assert all(parameter.grad is None for parameter in teacher.parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from lightning_fabric import Fabric
 from torch import nn
 
@@ -11,7 +12,9 @@ from secateur.pipeline.record import Record, number
 from secateur.pruner import Pruner
 from secateur.recipe import Recipe, Train
 from secateur.training import MetricsLog, Settings, fit, seed_everything
+from secateur.training.distill import Distillation
 from secateur.training.run_folder import RunFolder
+from secateur.training.weights import load_weights
 
 __all__ = ["STAGES", "STEP", "stages_of", "train_stage"]
 
@@ -61,6 +64,7 @@ def train_stage(
             hooks=pruner,
             # between cuts a method's pull goes on at its rate, rather than once more as a whole
             hooks_follow=_settings(recipe, sparsify) if between and sparsify.epochs else None,
+            distillation=distillation_of(inputs, folder, fabric) if stage == "finetune" else None,
             evaluate=measuring.scores,
             checkpoints=folder.checkpoints_of(stage),
             metrics=metrics,
@@ -74,6 +78,19 @@ def train_stage(
         "waiting_share": result.waiting_share,
         "miou": None if result.scores is None else number(result.scores.miou),
     }
+
+
+def distillation_of(inputs: Inputs, folder: RunFolder, fabric: Fabric) -> Distillation | None:
+    """The unpruned network as the teacher of the fine-tuning, if the recipe wants one."""
+    settings = inputs.recipe.finetune
+    if not settings.distill:
+        return None
+    teacher = inputs.network()
+    load_weights(teacher, folder.parent)
+    teacher.eval().requires_grad_(False)
+    if inputs.recipe.run.channels_last:
+        teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Distillation(teacher.to(fabric.device), settings.distill, settings.temperature)
 
 
 def _section(recipe: Recipe, stage: str) -> Train:

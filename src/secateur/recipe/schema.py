@@ -188,6 +188,8 @@ class Finetune(_Later):
 
     epochs: Count = Field(default=12, description="passes over the training images; 0 skips the stage")
     lr: Rate | None = Field(default=None, description="highest learning rate; null: a third of train.lr")
+    distill: Share = Field(default=0.0, description="share of the loss that the unpruned network's predictions have")
+    temperature: PositiveFloat = Field(default=1.0, description="temperature of the distillation")
 
 
 class CutSchedule(Section):
@@ -295,7 +297,7 @@ class Recipe(Section):
             return self.train
         if name == "schedule":
             return self.stage("finetune").model_copy(update={"epochs": self.schedule.epochs})
-        own = {key: value for key, value in getattr(self, name) if value is not None}
+        own = {key: value for key, value in getattr(self, name) if value is not None and key in Train.model_fields}
         if name == "finetune":
             own.setdefault("lr", self.train.lr / 3)
         return self.train.model_copy(update=own)

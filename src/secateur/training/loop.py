@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from secateur.errors import CheckpointError
 from secateur.metrics import Scores
 from secateur.training.checkpoint import CheckpointFolder
+from secateur.training.distill import Distillation
 from secateur.training.evaluate import Loader
 from secateur.training.finite import FiniteCheck
 from secateur.training.interrupt import Interrupt
@@ -93,6 +94,7 @@ def fit(
     ignore_index: int = 255,
     hooks: Hooks | None = None,
     hooks_follow: Settings | None = None,
+    distillation: Distillation | None = None,
     evaluate: Callable[[nn.Module], Scores] | None = None,
     checkpoints: CheckpointFolder | None = None,
     metrics: MetricsLog | None = None,
@@ -115,6 +117,7 @@ def fit(
         hooks: a training-time pruning method, attached to `model`.
         hooks_follow: the training whose length and learning rates the hooks are told, where this one only goes on with
             what they did there: a pull that is given as a total then goes on at its rate. Its own by default.
+        distillation: a teacher that the network learns from as well.
         evaluate: called with `model` every `settings.evaluate_every` epochs and at the end.
         checkpoints: where to keep them; None keeps none.
         metrics: gets one line per epoch.
@@ -138,6 +141,7 @@ def fit(
         ignore_index,
         hooks,
         hooks_follow or settings,
+        distillation,
         evaluate,
         checkpoints,
         metrics,
@@ -159,6 +163,7 @@ class _Stage:
     ignore_index: int
     hooks: Hooks | None
     hooks_follow: Settings
+    distillation: Distillation | None
     evaluate: Callable[[nn.Module], Scores] | None
     checkpoints: CheckpointFolder | None
     metrics: MetricsLog | None
@@ -247,7 +252,11 @@ class _Stage:
         labels = labels.to(self.fabric.device, non_blocking=True)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, at.step, self.steps_per_epoch)
-        loss = segmentation_loss(self.wrapped(images), labels, self.class_weights, self.ignore_index)
+        output = self.wrapped(images)
+        loss = segmentation_loss(output, labels, self.class_weights, self.ignore_index)
+        if self.distillation is not None:
+            with self.fabric.autocast():
+                loss = self.distillation(loss, output, images)
         self.fabric.backward(loss)
         scaler = getattr(precision, "scaler", None)
         if scaler is not None and self.hooks is not None:
