@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from secateur.allocate import schedule, select
+    from secateur.allocate import Guard, schedule, select, sensitivity
     from secateur.costs import Cost, cost
     from secateur.errors import SecateurError
     from secateur.graph import Graph, Group, trace
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Compensated", "Cost", "Graph", "Group", "Method", "Plan", "Pruner", "Report", "Result", "SecateurError",
+    "Compensated", "Cost", "Graph", "Group", "Guard", "Method", "Plan", "Pruner", "Report", "Result", "SecateurError",
     "apply", "compensate", "cost", "create_model", "fold_constants", "list_methods", "list_models", "load", "prune",
-    "save", "schedule", "score", "select", "trace", "verify",
+    "save", "schedule", "score", "select", "sensitivity", "trace", "verify",
 ]  # fmt: skip
 
 # Where each public name lives; it is imported when it is first asked for, so that `secateur --help` needs no torch.
 _HOMES = {
-    "allocate": ("schedule", "select"),
+    "allocate": ("Guard", "schedule", "select", "sensitivity"),
     "costs": ("Cost", "cost"),
     "errors": ("SecateurError",),
     "graph": ("Graph", "Group", "trace"),

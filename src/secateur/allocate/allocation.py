@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from secateur.costs import COLUMNS, LatencyTable
 from secateur.errors import MethodError, nearest
+
+if TYPE_CHECKING:
+    from secateur.allocate.guard import Guard
 
 BUDGETS = (*COLUMNS, "latency")
 SCOPES = ("global", "group", "cost")
@@ -29,6 +33,7 @@ class Allocation:
     protect: Iterable[str] = ()
     ratios: Mapping[str, float] | None = None
     latency_table: LatencyTable | Path | str | None = None
+    guard: Guard | None = None
 
     def __post_init__(self) -> None:
         # patterns are matched more than once, and may have come from a generator

@@ -6,15 +6,18 @@ budget is met by bisecting how many have left.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import nn
 
 from secateur.allocate.allocation import Allocation
+from secateur.allocate.guard import Guard, guarded
 from secateur.allocate.limits import Limits
 from secateur.allocate.order import chunks_of, in_order, leaving, within
 from secateur.allocate.reasons import why_nothing
@@ -22,6 +25,7 @@ from secateur.costs import LatencyTable, agreed
 from secateur.errors import MethodError, NothingPrunableError
 from secateur.graph import Graph, match_groups, no_collection
 from secateur.plan import Plan, plan_of
+from secateur.surgery import apply
 
 
 def select(
@@ -36,6 +40,7 @@ def select(
     protect: Iterable[str] = (),
     ratios: Mapping[str, float] | None = None,
     latency_table: LatencyTable | Path | str | None = None,
+    guard: Guard | None = None,
 ) -> Plan:
     """Choose the units to remove: those of smallest score.
 
@@ -58,6 +63,7 @@ def select(
             name a group the last one counts. The ratio or budget is then met by the others, if there is one.
         latency_table: a JSON file that keeps the measured times of operators, which a budget of latency needs; without
             one they are kept as long as the process lives.
+        guard: what classes or tasks may lose at most; groups that hurt them give less, the others more.
 
     Returns:
         The plan.
@@ -65,7 +71,7 @@ def select(
     Raises:
         MethodError: an argument is out of range, or a score is NaN.
         NothingPrunableError: no unit can be removed; the message is the table of reasons.
-        BudgetError: the budget can't be met; says what can.
+        BudgetError: the budget can't be met, or not under the guard; says what can.
         CheckpointError: the latency table is damaged.
 
     Examples:
@@ -96,7 +102,7 @@ def select(
         >>> widths(pruning_ratio=0.5, ratios={"2": 0.75})
         (8, 8)
     """
-    allocation = Allocation(pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table)
+    allocation = Allocation(pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table, guard)
     return selection(graph, scores, allocation, np.zeros(graph.units, dtype=bool)).plan
 
 
@@ -108,7 +114,13 @@ class Selection(NamedTuple):
 
 
 @no_collection()
-def selection(graph: Graph, scores: ArrayLike, allocation: Allocation, gone: NDArray[np.bool_]) -> Selection:
+def selection(
+    graph: Graph,
+    scores: ArrayLike,
+    allocation: Allocation,
+    gone: NDArray[np.bool_],
+    cut: Callable[[Plan], nn.Module] | None = None,
+) -> Selection:
     """As `select`, for a network that some units have left already.
 
     Args:
@@ -116,22 +128,26 @@ def selection(graph: Graph, scores: ArrayLike, allocation: Allocation, gone: NDA
         scores: per unit of it.
         allocation: how much is to be gone in the end, and what may go.
         gone: bool per unit: in the plan in any case.
+        cut: a plan -> the network that a guard evaluates; that of the graph, cut, by default.
     """
-    values = _checked(graph, scores)
+    values = checked_scores(graph, scores)
     for groups in match_groups(graph, allocation.protect, "protect").values():
         for group in groups:
             values[list(graph.groups[group].units)] = np.inf
-    ratios, budget = allocation.ratios or {}, allocation.budget
+    ratios = allocation.ratios or {}
     shares: dict[int, float] = {}
     for pattern, groups in match_groups(graph, ratios, "ratios").items():
         shares.update(dict.fromkeys(groups, ratios[pattern]))
 
     already = np.bincount(graph.solution.group_of[gone], minlength=len(graph.groups))
 
-    def choose() -> tuple[NDArray[np.bool_], float | None]:
+    def choose(allocation: Allocation, caps: Mapping[int, int]) -> tuple[NDArray[np.bool_], float | None]:
+        budget = allocation.budget
         limits = Limits(graph, budget, allocation.latency_table) if budget is not None else None
         savings = limits.savings() if limits is not None and allocation.scope == "cost" else None
         chunks = chunks_of(graph, values, allocation, gone, savings)
+        for group, most in caps.items():
+            chunks[group] = within(chunks.get(group, []), most)
         if not any(chunks.values()) and not gone.any():
             raise NothingPrunableError(why_nothing(graph, values))
         fixed = [
@@ -147,11 +163,18 @@ def selection(graph: Graph, scores: ArrayLike, allocation: Allocation, gone: NDA
         target = int((allocation.pruning_ratio or 0.0) * int(removable.sum()) + 1e-9) - int((gone & removable).sum())
         return gone | leaving(graph, [*fixed, *within(order, target)]), None
 
-    removed, latency = agreed(choose) if "latency" in (budget or {}) else choose()
+    def chosen() -> tuple[NDArray[np.bool_], float | None]:
+        if allocation.guard is None:
+            return choose(allocation, {})
+        make = cut or partial(apply, graph.model)
+        allocation.guard.start(make(plan_of(graph, gone)))
+        return guarded(graph, allocation, allocation.guard, gone, choose, lambda units: make(plan_of(graph, units)))
+
+    removed, latency = agreed(chosen) if "latency" in (allocation.budget or {}) else chosen()
     return Selection(plan_of(graph, removed), latency)
 
 
-def _checked(graph: Graph, scores: ArrayLike) -> NDArray[np.float64]:
+def checked_scores(graph: Graph, scores: ArrayLike) -> NDArray[np.float64]:
     """The scores as a new array.
 
     Raises:

@@ -60,7 +60,9 @@ def cut_verified(
     report, small = None, None
     while True:
         try:
-            plan, latency = selection(graph, values, allocation, at.gone)
+            plan, latency = selection(
+                graph, values, allocation, at.gone, lambda plan: apply(model, plan.since(at.plan))
+            )
         except NothingPrunableError:
             raise NothingPrunableError(why_nothing(graph, values, refused)) from None
         if not len(plan) and (refused or allocation.pruning_ratio):

@@ -7,18 +7,25 @@ from dataclasses import replace
 import numpy as np
 from torch.optim import Optimizer
 
-from secateur.allocate import Allocation, outcome
-from secateur.errors import MethodError
+from secateur.allocate import Allocation, Guard, outcome
+from secateur.errors import BudgetError, MethodError
 from secateur.methods import Method
 from secateur.plan import plan_of, units_of
 from secateur.pruner.cutting import cut_verified
 from secateur.pruner.one_cut import scores_of
 from secateur.pruner.progress import Progress
 from secateur.pruner.result import Result
+from secateur.surgery import apply
 
 
 def cut_decided(
-    at: Progress, method: Method, aimed: Allocation | None, *, inplace: bool = False, optimizer: Optimizer | None = None
+    at: Progress,
+    method: Method,
+    aimed: Allocation | None,
+    *,
+    inplace: bool = False,
+    optimizer: Optimizer | None = None,
+    guard: Guard | None = None,
 ) -> Result:
     """Detach the method, remove the units that it has chosen, verify; the constants that they emit go into biases.
 
@@ -28,9 +35,11 @@ def cut_decided(
         aimed: what the method was asked for; None: its own options said it.
         inplace: cut the network itself.
         optimizer: its state is cut along.
+        guard: what the cut must keep to.
 
     Raises:
         MethodError: it has chosen nothing.
+        BudgetError: the cut breaks the guard; nothing was cut.
         NothingPrunableError, VerificationError: as of `cut_verified`.
     """
     graph = at.now
@@ -41,6 +50,13 @@ def cut_decided(
     folded = method.fold(graph, plan_of(graph, removed))
     if folded is not None:
         removed = units_of(graph, folded.plan)
+    if guard is not None:
+        guard.start(graph.model)
+        if guard.harm(apply(graph.model, plan_of(graph, removed)) if folded is None else folded.model) > 1:
+            raise BudgetError(
+                f"what {method.name} has chosen while training breaks the guard ({guard}); let it remove less, or use "
+                "a method that only scores: for those the guard is kept while it is decided what goes"
+            )
     result = cut_verified(
         at,
         np.where(removed, 0.0, np.inf),

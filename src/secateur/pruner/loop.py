@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
-from secateur.allocate import Allocation, selection
+from secateur.allocate import Allocation, Guard, selection
 from secateur.costs import LatencyTable
 from secateur.errors import CheckpointError, MethodError, SecateurError
 from secateur.graph import Graph, trace
@@ -263,6 +263,7 @@ class Pruner:
         protect: Iterable[str] = (),
         ratios: Mapping[str, float] | None = None,
         latency_table: LatencyTable | Path | str | None = None,
+        guard: Guard | None = None,
         inplace: bool = False,
         optimizer: Optimizer | None = None,
         averages: Iterable[nn.Module] = (),
@@ -273,8 +274,8 @@ class Pruner:
         `secateur.schedule` gives the shares of a gradual way.
 
         Args:
-            pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table: see `select`. All shares
-                are of the original network, with what earlier steps removed counted in.
+            pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table, guard: see `select`.
+                All shares are of the original network, with what earlier steps removed counted in.
             inplace: cut the network itself; otherwise go on training the result's.
             optimizer: its state is cut along.
             averages: copies of the network that are cut along, in place, such as a
@@ -289,7 +290,7 @@ class Pruner:
         """
         if self.method.decides:
             raise MethodError(f"method {self.method.name} chooses once, while training: use aim() and finish()")
-        allocation = Allocation(pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table)
+        allocation = Allocation(pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table, guard)
         averages = (averages,) if isinstance(averages, nn.Module) else tuple(averages)
         state = self.method.state_dict()
         try:
@@ -312,6 +313,7 @@ class Pruner:
         protect: Iterable[str] = (),
         ratios: Mapping[str, float] | None = None,
         latency_table: LatencyTable | Path | str | None = None,
+        guard: Guard | None = None,
         inplace: bool = False,
         optimizer: Optimizer | None = None,
     ) -> Result:
@@ -321,8 +323,8 @@ class Pruner:
         used like any other's.
 
         Args:
-            pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table: see `select`. All shares
-                are of the original network, with what earlier steps removed counted in.
+            pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table, guard: see `select`.
+                All shares are of the original network, with what earlier steps removed counted in.
             inplace: cut the network itself.
             optimizer: its state is cut along.
 
@@ -347,8 +349,8 @@ class Pruner:
         if self.method.decides and pruning_ratio is None and budget is None and not ratios:
             if not self._stepped:
                 self.after_step()
-            return cut_decided(self._at, self.method, self._aimed, inplace=inplace, optimizer=optimizer)
-        allocation = Allocation(pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table)
+            return cut_decided(self._at, self.method, self._aimed, inplace=inplace, optimizer=optimizer, guard=guard)
+        allocation = Allocation(pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table, guard)
         return self._cut(allocation, inplace, optimizer)
 
     def close(self) -> None:

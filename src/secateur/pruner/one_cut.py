@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 from torch.optim import Optimizer
 
-from secateur.allocate import Allocation
+from secateur.allocate import Allocation, Guard
 from secateur.costs import LatencyTable
 from secateur.errors import MethodError
 from secateur.graph import Graph, trace
@@ -85,6 +85,7 @@ def prune(
     protect: Iterable[str] = (),
     ratios: Mapping[str, float] | None = None,
     latency_table: LatencyTable | Path | str | None = None,
+    guard: Guard | None = None,
     inplace: bool = False,
     verify: bool = True,
     optimizer: Optimizer | None = None,
@@ -99,7 +100,7 @@ def prune(
         model: any network; it is not changed unless `inplace`.
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
         method: the name of a method that needs no training, a method object, or a function graph -> scores.
-        pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table: see `select`.
+        pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table, guard: see `select`.
         inplace: cut the network itself.
         verify: compare the result with the silenced original before handing it over.
         optimizer: its state is cut along.
@@ -120,7 +121,7 @@ def prune(
         >>> result.report.ok, result.model(image).shape == net(image).shape
         (True, True)
     """
-    allocation = Allocation(pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table)
+    allocation = Allocation(pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table, guard)
     at = Progress.beginning(trace(model, example_inputs))
     scores = score(at.now, method, data=data, loss=loss, classes=classes, **options)
     return cut_verified(at, scores, allocation, inplace=inplace, check=verify, optimizer=optimizer)
