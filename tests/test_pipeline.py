@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 import secateur
+from secateur.cli.app import app
 from secateur.data.augment import normalise
 from secateur.errors import (
     BudgetError,
@@ -29,6 +32,7 @@ from secateur.errors import (
 )
 from secateur.methods import list_methods
 from secateur.pipeline import Experiment
+from secateur.pipeline.judge import Judge
 from secateur.recipe import Recipe, load_recipe
 from secateur.training import ProgressDisplay
 
@@ -434,3 +438,56 @@ def test_a_class_that_occurs_nowhere_is_null_in_the_result(tmp_path: Path) -> No
     text = (tmp_path / "out" / "result.json").read_text()
     assert "NaN" not in text
     assert all(math.isfinite(row["miou"]) for row in result["stages"])
+
+
+def test_a_guard_in_the_recipe_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard falls from the unpruned network's scores, and is given to the cut."""
+    seen: list[secateur.Guard] = []
+    finish = secateur.Pruner.finish
+
+    def noted(self: secateur.Pruner, **options: Any) -> secateur.Result:
+        if options.get("guard"):
+            seen.append(options["guard"])
+        return finish(self, **options)
+
+    monkeypatch.setattr(secateur.Pruner, "finish", noted)
+    guard = {"classes": {"Road": 100.0}, "miou": 100.0, "images": 4, "recalibrate_batches": 1}
+    experiment(tiny(guard=guard), tmp_path / "run").run()
+    assert len(seen) == 1 and dict(seen[0].limits) == {"Road": 1.0, "mIoU": 1.0} and seen[0].evaluations == 1
+    unpruned = json.loads((tmp_path / "run" / "result.json").read_text())["stages"][0]
+    assert seen[0].base is not None and set(seen[0].base) == {"mIoU", *unpruned["per_class"]}
+
+    # as if every parameter that stays were a loss
+    def judged(_: Judge, model: torch.nn.Module) -> dict[str, float]:
+        return {"mIoU": 0.0, "Road": -sum(p.numel() for p in model.parameters())}
+
+    monkeypatch.setattr(Judge, "__call__", judged)
+    monkeypatch.setattr(Judge, "whole", lambda _, model: {"mIoU": 0.0, "Road": 0.0})
+    experiment(tiny(guard={"classes": {"Road": 1e8}}), tmp_path / "wide").run()
+    with pytest.raises(BudgetError, match=r"Road may lose 10000\) forbids it"):
+        experiment(tiny(guard={"classes": {"Road": 1e6}}), tmp_path / "narrow").run()
+    with pytest.raises(RecipeError, match=r"no 'road'.*did you mean 'Road'"):
+        experiment(tiny(guard={"classes": {"road": 1.0}}), tmp_path / "wrong")
+    with pytest.raises(ValidationError, match="cuts nothing; expected no limits"):
+        tiny(guard={"miou": 1.0}, method={"name": "none"})
+
+
+def test_sensitivity_of_a_run(pruned_run: Path) -> None:
+    runner = CliRunner()
+    command = ["sensitivity", str(pruned_run), "--ratios", "0.5,0.25", "--group", "encoder.*", "--images", "4"]
+    done = runner.invoke(app, [*command, "--json"])
+    assert done.exit_code == 0, done.output
+    record = json.loads(done.stdout)
+    assert record == json.loads((pruned_run / "sensitivity.json").read_text())
+    assert record["ratios"] == [0.25, 0.5] and len(record["curves"]) >= 5
+    for curve in record["curves"]:
+        assert curve["group"].startswith("encoder.")
+        assert [point["removed"] for point in curve["points"]] == [0.0, 0.25, 0.5]
+        assert curve["points"][0] == record["curves"][0]["points"][0]
+    assert (pruned_run / "pictures" / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
+    shown = runner.invoke(app, command)
+    assert "hurts most" in shown.stdout and "encoder.stage1.conv1" in shown.stdout
+    for wrong, said in ((["--ratios", "a"], "numbers between 0 and 1"), (["--group", "x.*"], "'x.*'")):
+        done = runner.invoke(app, [*command[:2], *wrong])
+        assert done.exit_code == 2 and said in done.output
+    assert runner.invoke(app, ["sensitivity", str(pruned_run / "pictures")]).exit_code == 2

@@ -28,7 +28,7 @@ class Curve:
     Attributes:
         group: its name.
         units: how many it has.
-        points: (share of its units removed, scores by name), from nothing removed on.
+        points: (share of its units removed, scores by name): nothing removed, then one for every ratio.
     """
 
     group: str
@@ -97,10 +97,11 @@ def sensitivity(
     for group in wanted:
         size, points = len(graph.groups[group]), [(0.0, base)]
         for ratio in sorted(set(ratios)):
-            removed = leaving(graph, within(chunks[group], ratio * size))
-            share = float(removed.sum() / size)
-            if share > points[-1][0]:
-                points.append((share, dict(evaluate(apply(graph.model, plan_of(graph, removed))))))
+            removed = leaving(graph, within(chunks[group], round(ratio * size)))
+            share, (last, found) = float(removed.sum() / size), points[-1]
+            if share > last:
+                found = dict(evaluate(apply(graph.model, plan_of(graph, removed))))
+            points.append((share, found))
         curves.append(Curve(graph.groups[group].name, size, tuple(points)))
         if say is not None:
             say(curves[-1])

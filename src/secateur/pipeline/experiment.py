@@ -9,17 +9,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from secateur.allocate import Guard
 from secateur.data import Loader
 from secateur.errors import RunFolderError
 from secateur.files import write_json, write_text
 from secateur.graph import Graph
 from secateur.pipeline.inputs import Inputs
+from secateur.pipeline.judge import Judge
 from secateur.pipeline.measuring import Measuring
 from secateur.pipeline.record import Record, result_of
 from secateur.pipeline.same_recipe import check_same_recipe
@@ -159,7 +161,7 @@ class Experiment:
         """One of several cuts, not the last."""
         pruner, record = self._ready_to_cut(number)
         graph, earlier = pruner.graph, pruner.plan
-        result = self.inputs.cut(pruner, step=number)
+        result = self.inputs.cut(pruner, number, self._guard)
         hooks = pruner.state_dict()
         pruner.close()
         self._carry_over(graph, earlier, result)
@@ -176,7 +178,7 @@ class Experiment:
             return {"rows": []}
         pruner, record = self._ready_to_cut(self.recipe.schedule.steps)
         graph, earlier = pruner.graph, pruner.plan
-        result = self.inputs.cut(pruner)
+        result = self.inputs.cut(pruner, guard=self._guard)
         self.display.line(str(result))
         rows = [self.measuring.row("pruned", result.model)]
         compensation = self._carry_over(graph, earlier, result)
@@ -217,6 +219,17 @@ class Experiment:
         return {"rows": [row]}
 
     # What the stages share
+
+    @cached_property
+    def _guard(self) -> Guard | None:
+        """What the cut must keep to; it falls from the unpruned network's scores."""
+        settings = self.recipe.guard
+        if not settings.limits:
+            return None
+        judge = Judge(self.inputs, settings.images, settings.recalibrate_batches)
+        parent = self.inputs.network()
+        load_weights(parent, self.folder.parent)
+        return Guard(judge, settings.limits, judge.whole(parent))
 
     def _fit(self, stage: str, model: nn.Module, pruner: Pruner | None = None) -> Record:
         return train_stage(stage, model, self.inputs, self.folder, self.fabric, self.measuring, pruner)

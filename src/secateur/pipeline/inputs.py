@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.allocate import Guard
 from secateur.costs import agreed, cost, table_of
 from secateur.data import Augment, Loader, SegmentationDataset, class_weights, make_loader, open_dataset
-from secateur.errors import MethodError, ModelError, PlanError, RecipeError, SecateurError
+from secateur.errors import MethodError, ModelError, PlanError, RecipeError, SecateurError, nearest
 from secateur.methods import get_method
 from secateur.metrics import main_logits
 from secateur.models import create_model
@@ -58,6 +59,7 @@ class Inputs:
         self.data = {split: self._open_data(split) for split in ("train", "val")}
         height, width = recipe.data.size
         self.example = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+        self._check_guard()
         self._check_network()
         self._check_cut()
         for data in self.data.values():
@@ -109,10 +111,10 @@ class Inputs:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model.to(self.device)
 
-    def cut(self, pruner: Pruner, step: int | None = None) -> Result:
+    def cut(self, pruner: Pruner, step: int | None = None, guard: Guard | None = None) -> Result:
         """The cut that the recipe's budget asks for, or the first, second ... of its schedule."""
         if pruner.method.decides:
-            return pruner.finish()
+            return pruner.finish(guard=guard)
         budget = self.recipe.budget
         asked = Asked(budget.pruning_ratio, budget.limits, budget.ratios)
         cut = pruner.finish
@@ -126,6 +128,7 @@ class Inputs:
             round_to=budget.round_to,
             protect=budget.protect,
             ratios=asked.ratios,
+            guard=guard,
         )
 
     def _whole(self, resource: str) -> float:
@@ -221,6 +224,13 @@ class Inputs:
                 self.cut(pruner, step=1)
             self.cut(pruner)
         pruner.close()
+
+    def _check_guard(self) -> None:
+        """The guarded classes are those of the data."""
+        classes = self.data["val"].classes
+        for name in self.recipe.guard.classes:
+            if name not in classes:
+                raise RecipeError(f"guard.classes: {self.recipe.data.name} has no {name!r}; {nearest(name, classes)}.")
 
     def _check_stages(self) -> None:
         """Methods that choose while training need that training, and one cut."""

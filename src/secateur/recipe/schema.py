@@ -202,6 +202,27 @@ class CutSchedule(Section):
     )
 
 
+class GuardSection(Section):
+    """What classes may lose right after the cut, at most; groups that hurt them give less, the others more."""
+
+    classes: dict[str, NotNegative] = Field(
+        default_factory=dict, description="class: points of IoU that it may lose, as in {Pedestrian: 1.0}"
+    )
+    miou: NotNegative | None = Field(default=None, description="points that the mIoU may lose; null: any number")
+    images: Positive | None = Field(
+        default=None, description="validation images that it is checked on, spread evenly; null: all"
+    )
+    recalibrate_batches: Count = Field(
+        default=10, description="batches that re-estimate the BN statistics of every candidate before it is checked"
+    )
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Score -> how much it may lose, as a fraction; "mIoU" and classes."""
+        whole = {} if self.miou is None else {"mIoU": self.miou}
+        return {name: points / 100 for name, points in {**whole, **self.classes}.items()}
+
+
 class Compensate(Section):
     """Right after every cut, what the removed channels did is carried over into the weights that stay."""
 
@@ -249,6 +270,7 @@ class Recipe(Section):
     train: Train = Field(default_factory=Train, description=Train.__doc__)
     sparsify: Sparsify = Field(default_factory=Sparsify, description=Sparsify.__doc__)
     schedule: CutSchedule = Field(default_factory=CutSchedule, description=CutSchedule.__doc__)
+    guard: GuardSection = Field(default_factory=GuardSection, description=GuardSection.__doc__)
     compensate: Compensate = Field(default_factory=Compensate, description=Compensate.__doc__)
     finetune: Finetune = Field(default_factory=Finetune, description=Finetune.__doc__)
     evaluate: Evaluate = Field(default_factory=Evaluate, description=Evaluate.__doc__)
@@ -282,12 +304,18 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _nothing_around_no_cut(self) -> Recipe:
-        for key, idle in (("schedule", self.schedule.steps == 1), ("compensate", self.compensate.mode == "none")):
+        idles = {
+            "schedule": self.schedule.steps == 1,
+            "guard": not self.guard.limits,
+            "compensate": self.compensate.mode == "none",
+        }
+        ways_out = {"schedule": "steps: 1", "guard": "no limits", "compensate": "mode: none"}
+        for key, idle in idles.items():
             if self.method.name == "none" and not idle:
                 raise PydanticCustomError(
                     "at_key",
                     "method.name=none cuts nothing; expected {way_out}",
-                    {"key": key, "way_out": {"schedule": "steps: 1", "compensate": "mode: none"}[key]},
+                    {"key": key, "way_out": ways_out[key]},
                 )
         return self
 

@@ -4,10 +4,11 @@ from secateur.report.comparison import comparison_table, rung
 from secateur.report.dot import couplings_dot
 from secateur.report.groups import groups_data, groups_table
 from secateur.report.picture import picture
+from secateur.report.sensitivity import sensitivity_picture, sensitivity_table
 from secateur.report.svg import couplings_svg
 from secateur.report.tables import ladder_table, per_class_table
 
 __all__ = [
     "comparison_table", "couplings_dot", "couplings_svg", "groups_data", "groups_table", "ladder_table",
-    "per_class_table", "picture", "rung",
+    "per_class_table", "picture", "rung", "sensitivity_picture", "sensitivity_table",
 ]  # fmt: skip
