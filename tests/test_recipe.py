@@ -6,9 +6,11 @@ import pytest
 from pydantic import ValidationError
 
 from secateur.errors import RecipeError
-from secateur.recipe import BUDGET_KEYS, Recipe, dump_recipe, load_recipe, recipe_schema
+from secateur.recipe import BUDGET_KEYS, Recipe, dump_recipe, load_comparison, load_recipe, recipe_schema
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+SHIPPED = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+COMPARISONS = [path for path in SHIPPED if "\nmethods:" in path.read_text(encoding="utf-8")]
+RECIPES = [path for path in SHIPPED if path not in COMPARISONS]
 
 
 @pytest.fixture
@@ -283,6 +285,17 @@ def test_a_file_that_can_not_be_read_is_named(tmp_path, name):
 def test_recipes_that_we_ship_load(path):
     recipe = load_recipe(path)
     assert load_recipe(path, [f"run.seed={recipe.run.seed + 1}"]).run.seed == recipe.run.seed + 1
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
+def test_comparisons_that_we_ship_load(path):
+    rows = load_comparison(path)
+    assert len({row.name for row in rows}) == len(rows) > 10
+    # what a row is alone is what its own recipe says, if there is one
+    for row in rows:
+        alone = path.with_name(f"camvid_mini_unet_{row.recipe.method.name}.yaml")
+        if alone in RECIPES and row.budget == "params 0.4" and row.recipe.run.seed == 0:
+            assert load_recipe(alone) == row.recipe
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
