@@ -48,6 +48,9 @@ def methods(as_json: Json = False) -> None:
                 "summary": method.summary,
                 "paper": method.paper,
                 "needs_training": bool(method.needs_training),
+                "needs_data": bool(method.needs_data),
+                "needs_labels": bool(method.needs_labels),
+                "chooses_while_training": bool(method.decides),
                 "options": options,
             }
         )
@@ -56,10 +59,20 @@ def methods(as_json: Json = False) -> None:
         return
     for row in rows:
         typer.echo(f"{row['name']:18}{row['summary']}")
-        kind = "sparsifies while training" if row["needs_training"] else "scores a trained network"
-        typer.echo(f"{'':18}{kind}" + (f"; {row['paper']}" if row["paper"] else ""))
+        typer.echo(f"{'':18}{_needs(row)}" + (f"; {row['paper']}" if row["paper"] else ""))
         for key, option in row["options"].items():
             typer.echo(f"{'':18}  {key}={option['default']}  {option['help']}")
+
+
+def _needs(row: dict[str, Any]) -> str:
+    """What a method does where, and what for."""
+    if row["chooses_while_training"]:
+        kind = "chooses channels while training"
+    else:
+        kind = "sparsifies while training" if row["needs_training"] else "scores a trained network"
+    if row["needs_labels"]:
+        return f"{kind}, by passes over labelled images"
+    return f"{kind}, by passes over data" if row["needs_data"] else kind
 
 
 def recipe(
