@@ -30,12 +30,16 @@ class Number:
 def values_after(numbers: Sequence[Number], gone: NDArray[np.bool_]) -> dict[str, dict[str, int]]:
     """Module -> attribute -> value, for the numbers that change when atoms go (bool per atom)."""
     out: dict[str, dict[str, int]] = {}
-    for number in numbers:
-        atoms = number.atoms[number.atoms >= 0]
-        lost = int(gone[atoms].sum())
-        if lost:
-            value = (len(number.atoms) - lost) * number.times // number.each
-            out.setdefault(number.module, {})[number.attribute] = value
+    known = [number for number in numbers if len(number.atoms)]
+    if not known:
+        return out
+    marks = np.append(gone, [False, False])  # what is no atom is below zero: the last
+    starts = np.cumsum([0, *(len(number.atoms) for number in known)])[:-1]
+    lost = np.add.reduceat(marks[np.concatenate([number.atoms for number in known])], starts, dtype=np.int64)
+    for i in np.flatnonzero(lost).tolist():
+        number = known[i]
+        value = (len(number.atoms) - int(lost[i])) * number.times // number.each
+        out.setdefault(number.module, {})[number.attribute] = value
     return out
 
 

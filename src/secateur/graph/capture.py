@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
@@ -25,12 +25,11 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 from torch.optim.swa_utils import AveragedModel
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import ModelError
-from secateur.graph.inside import distinct_modules, modules_of, slots_of, state_of
+from secateur.graph.inside import distinct_modules, holders_of, modules_of, state_of
 from secateur.graph.keep import attributes_kept
-from secateur.graph.meta import call
+from secateur.graph.meta import Mode, call
 
 _TORCH = str(Path(torch.__file__).parent)
 _OURS = tuple(str(path) for path in Path(__file__).parents[1].iterdir() if path.name != "models")
@@ -108,75 +107,65 @@ class Capture:
     meta: bool = True  # on meta tensors, or on copies of the real ones
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(Mode):
     def __init__(self, capture: Capture, modules: Mapping[int, str]) -> None:
         super().__init__()
         self.capture = capture
         self.modules = modules
         self.stack: list[str] = []
-        self.files: dict[CodeType, str] = {}  # the network's own code -> its file, "" for torch and what is in here
-        self.values: dict[int, int] = {}
+        self.refs: dict[int, Ref] = {}  # by id
         self.alive: list[Tensor] = []  # keeps ids unique while recording
+        self.lines = _Lines()
 
     def ref(self, tensor: Tensor) -> Ref:
-        value = self.values.get(id(tensor))
-        if value is None or self.capture.shapes[value] != tuple(tensor.shape):  # in place, a tensor gets another shape
-            value = len(self.capture.shapes)
-            self.values[id(tensor)] = value
-            self.capture.shapes.append(tuple(tensor.shape))
+        ref, shapes, shape = self.refs.get(id(tensor)), self.capture.shapes, tensor.shape
+        if ref is None or shapes[ref.value] != shape:  # in place, a tensor gets another shape
+            ref = self.refs[id(tensor)] = Ref(len(shapes))
+            shapes.append(tuple(shape))
             self.alive.append(tensor)
-        return Ref(value)
+        return ref
 
-    def _refs(self, argument: Any) -> Any:
+    def _recorded(self, argument: Any) -> Any:
         if isinstance(argument, Tensor):
             return self.ref(argument)
         if isinstance(argument, (list, tuple)):
-            return [self._refs(item) for item in argument]
+            return [item if type(item) is int else self._recorded(item) for item in argument]
         return argument
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
         if torch.is_inference_mode_enabled():  # composites arrive whole there
             with self:
-                out = func.decompose(*args, **kwargs)
+                out = func.decompose(*args, **(kwargs or {}))
             if out is not NotImplemented:
                 return out
-        recorded = tuple(self._refs(argument) for argument in args)
-        named = {key: self._refs(argument) for key, argument in kwargs.items()}
+        recorded = tuple([item if type(item) in _PLAIN else self._recorded(item) for item in args])
+        named = {key: self._recorded(argument) for key, argument in kwargs.items()} if kwargs else {}
         out = call(func, args, kwargs)
-        results = out if isinstance(out, (list, tuple)) else (out,)
-        outputs = tuple(self.ref(item) if isinstance(item, Tensor) else None for item in results)
+        outputs: tuple[Ref | None, ...]
+        if type(out) is Tensor:
+            outputs = (self.ref(out),)
+        else:
+            results = out if isinstance(out, (list, tuple)) else (out,)
+            outputs = tuple([self.ref(item) if isinstance(item, Tensor) else None for item in results])
         module = self.stack[-1] if self.stack else ""
-        self.capture.nodes.append(Node(_name(func), func, recorded, named, outputs, module, self._caller()))
+        self.capture.nodes.append(Node(_name(func), func, recorded, named, outputs, module, self.lines.caller()))
         return out
-
-    def _caller(self) -> str:
-        """file:line of the nearest frame outside torch and this package's recorder."""
-        frame: FrameType | None = sys._getframe(2)
-        while frame is not None:
-            file = self.files.get(frame.f_code)
-            if file is None:
-                path = frame.f_code.co_filename
-                file = self.files[frame.f_code] = "" if path.startswith((_TORCH, *_OURS, "<")) else Path(path).name
-            if file:
-                return f"{file}:{frame.f_lineno}"
-            frame = frame.f_back
-        return ""
 
     @contextmanager
     def following_modules(self) -> Iterator[None]:
         """Know which module is running, without touching the network: torch's global hooks."""
+        names, stack, refs, calls = self.modules, self.stack, self.refs, self.capture.calls
 
         def enter(module: nn.Module, args: Any) -> None:
-            name = self.modules.get(id(module))
-            self.stack.append(name if name is not None else (self.stack[-1] if self.stack else ""))
+            name = names.get(id(module))
+            stack.append(name if name is not None else (stack[-1] if stack else ""))
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
-            self.stack.pop()
-            name = self.modules.get(id(module))
+            stack.pop()
+            name = names.get(id(module))
             if name is not None:
-                values = tuple(self.values[id(t)] for t in tensors_in(output) if id(t) in self.values)
-                self.capture.calls.append((name, values))
+                returned = (output,) if type(output) is Tensor else tensors_in(output)
+                calls.append((name, tuple([refs[id(t)].value for t in returned if id(t) in refs])))
 
         hooks = (
             nn_module.register_module_forward_pre_hook(enter),
@@ -188,6 +177,38 @@ class _Recorder(TorchDispatchMode):
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+_PLAIN = frozenset((int, float, bool, type(None)))
+
+
+class _Lines:
+    """The lines of the network's own code."""
+
+    def __init__(self) -> None:
+        self.files: dict[int, str] = {}  # code by id -> its file, "" for torch and what is in here
+        self.known: dict[tuple[int, int], str] = {}  # code by id, place in it -> file:line
+        self.alive: list[CodeType] = []
+
+    def caller(self) -> str:
+        """file:line of the nearest frame outside torch and this package's recorder."""
+        files = self.files
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None:
+            code = frame.f_code
+            file = files.get(id(code))
+            if file is None:
+                path = code.co_filename
+                file = files[id(code)] = "" if path.startswith((_TORCH, *_OURS, "<")) else Path(path).name
+                self.alive.append(code)
+            if file:
+                place = (id(code), frame.f_lasti)
+                line = self.known.get(place)
+                if line is None:
+                    line = self.known[place] = f"{file}:{frame.f_lineno}"
+                return line
+            frame = frame.f_back
+        return ""
 
 
 @cache
@@ -260,9 +281,9 @@ def run(model: nn.Module, state: Mapping[str, Tensor], example_inputs: Any) -> A
     with attributes_kept(model), _eagerly(), _same_chances(), warnings.catch_warnings():
         # The network's own habits (deprecated calls, values read from tensors) are not our news.
         warnings.simplefilter("ignore")
-        owners = {name: (held, key) for name, held, key in slots_of(model)}
+        holders = holders_of(model)
         for name, tensor in state.items():
-            held, key = owners[name]
+            _, held, key = holders[name]
             held[key] = tensor  # put back together with the attributes
         return model(*args, **kwargs)
 
@@ -290,20 +311,34 @@ def _eagerly() -> AbstractContextManager[Any]:
 @contextmanager
 def mode_of(model: nn.Module, training: bool) -> Iterator[None]:
     """Put the network into train or eval mode; every module's own mode comes back afterwards."""
-    before = [(module, module.training) for module in distinct_modules(model)]
+    modules = distinct_modules(model)
+    before = [(module, module.training) for module in modules]
     try:
-        try:
-            model.train(training)  # the network's own: some override it to keep layers frozen, and that is respected
-        except Exception as error:
-            raise ModelError(
-                f"{type(model).__name__} can't be put into {'train' if training else 'eval'} mode "
-                f"({first_line(error)}); of an exported network, prune the original and export the result"
-            ) from error
+        if _train_plainly(modules):
+            for module in modules:
+                vars(module)["training"] = training
+        else:
+            try:
+                model.train(training)  # the network's own: some keep layers frozen, and that is respected
+            except Exception as error:
+                raise ModelError(
+                    f"{type(model).__name__} can't be put into {'train' if training else 'eval'} mode "
+                    f"({first_line(error)}); of an exported network, prune the original and export the result"
+                ) from error
         yield
     finally:
         for module, mode in before:
             if module.training is not mode:
                 module.training = mode
+
+
+def _train_plainly(modules: Sequence[nn.Module]) -> bool:
+    """`train` does nothing but set these modules' flags."""
+    names = ("train", "children", "named_children", "__setattr__")
+    return all(
+        all(getattr(kind, name) is getattr(nn.Module, name) for name in names) and not hasattr(kind, "training")
+        for kind in {type(module) for module in modules}
+    ) and all("training" in (own := vars(module)) and names[0] not in own and names[1] not in own for module in modules)
 
 
 def twice(example_inputs: Any) -> Any:

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +19,57 @@ from secateur.errors import ModelError
 
 _DEEPEST = 1000  # levels of modules inside modules
 
-_walks: ContextVar[dict[int, list[tuple[str, nn.Module]]] | None] = ContextVar("_walks", default=None)
+Slot = tuple[str, dict[str, Any], str]  # the name of a tensor, the dict that holds it, its key there
+
+
+@dataclass
+class Inside:
+    """What one walk through a network found.
+
+    Attributes:
+        model: the network.
+        kept: what its attributes were, for who has to put them back.
+    """
+
+    model: nn.Module
+    kept: Any = None
+
+    @cached_property
+    def modules(self) -> list[tuple[str, nn.Module]]:
+        model = self.model
+        found, pending = [], [("", model, 0)]
+        while pending:
+            name, module, depth = pending.pop()
+            if depth > _DEEPEST:
+                raise ModelError(f"{type(model).__name__}: modules contain each other, without end: {name[:80]}...")
+            found.append((name, module))
+            prefix = f"{name}." if name else ""
+            inner = [(f"{prefix}{key}", part, depth + 1) for key, part in module._modules.items() if part is not None]
+            pending.extend(reversed(inner))
+        return found
+
+    @cached_property
+    def distinct(self) -> list[nn.Module]:
+        return [*{id(module): module for _, module in self.modules}.values()]
+
+    @cached_property
+    def slots(self) -> list[Slot]:
+        found = []
+        for kind in ("_parameters", "_buffers"):
+            for prefix, module in self.modules:
+                if not isinstance(module, torch.jit.ScriptModule):
+                    held = module.__dict__[kind]
+                    for key, tensor in held.items():
+                        if tensor is not None:
+                            found.append((f"{prefix}.{key}" if prefix else key, held, key))
+        return found
+
+    @cached_property
+    def holders(self) -> dict[str, Slot]:
+        return {slot[0]: slot for slot in self.slots}
+
+
+_walks: ContextVar[dict[int, Inside] | None] = ContextVar("_walks", default=None)
 
 
 @contextmanager
@@ -29,47 +82,41 @@ def walked_once() -> Iterator[None]:
         _walks.reset(token)
 
 
+def inside_of(model: nn.Module) -> Inside:
+    """What is inside a network; looked up only once while it is `walked_once`."""
+    walks = _walks.get()
+    if walks is None:
+        return Inside(model)
+    if id(model) not in walks:
+        walks[id(model)] = Inside(model)
+    return walks[id(model)]
+
+
 def modules_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Every module under every name it has, outer ones before inner ones.
 
     Raises:
         ModelError: modules contain each other.
     """
-    walks = _walks.get()
-    if walks is not None and id(model) in walks:
-        return walks[id(model)]
-    found, pending = [], [("", model, 0)]
-    while pending:
-        name, module, depth = pending.pop()
-        if depth > _DEEPEST:
-            raise ModelError(f"{type(model).__name__}: modules contain each other, without end: {name[:80]}...")
-        found.append((name, module))
-        prefix = f"{name}." if name else ""
-        inner = [(f"{prefix}{key}", part, depth + 1) for key, part in module._modules.items() if part is not None]
-        pending.extend(reversed(inner))
-    if walks is not None:
-        walks[id(model)] = found
-    return found
+    return inside_of(model).modules
 
 
 def distinct_modules(model: nn.Module) -> list[nn.Module]:
     """Every module once."""
-    return [*{id(module): module for _, module in modules_of(model)}.values()]
+    return inside_of(model).distinct
 
 
-def slots_of(model: nn.Module) -> Iterator[tuple[str, dict[str, Tensor], str]]:
-    """(name, the dict that holds it, its key there) of every parameter, then of every buffer; under all their names.
+def slots_of(model: nn.Module) -> list[Slot]:
+    """Where every parameter is, then every buffer; under all their names.
 
     Those of TorchScript parts can't be changed: they are absent.
     """
-    modules = modules_of(model)
-    for kind in ("_parameters", "_buffers"):
-        for prefix, module in modules:
-            if not isinstance(module, torch.jit.ScriptModule):
-                held = module.__dict__[kind]
-                for key, tensor in held.items():
-                    if tensor is not None:
-                        yield f"{prefix}.{key}" if prefix else key, held, key
+    return inside_of(model).slots
+
+
+def holders_of(model: nn.Module) -> dict[str, Slot]:
+    """The slots by name."""
+    return inside_of(model).holders
 
 
 def unsaved_of(model: nn.Module) -> set[str]:

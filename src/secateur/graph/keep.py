@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from secateur.graph.inside import distinct_modules
+from secateur.graph.inside import inside_of
 
 _SWAPPED = ("_parameters", "_buffers", "_modules")  # what they hold is swapped for the run anyway
 
@@ -25,18 +25,24 @@ _SWAPPED = ("_parameters", "_buffers", "_modules")  # what they hold is swapped 
 @contextmanager
 def attributes_kept(model: nn.Module) -> Iterator[None]:
     """Put back every module's attributes, containers and all, and the values of tensors among them."""
+    inside = inside_of(model)
+    if inside.kept is None:  # while the network is walked once, so are its attributes: every run leaves them the same
+        inside.kept = _noted(inside.distinct)
+    try:
+        yield
+    finally:
+        inside.kept.restore()
+
+
+def _noted(modules: Iterable[nn.Module]) -> _Kept:
     kept = _Kept()
-    modules = distinct_modules(model)
     kept.note_classes({type(module) for module in modules})
     for module in modules:
         kept.note(vars(module))
         if isinstance(module, torch.jit.ScriptModule):  # its tensors can't be swapped: a run changes the real ones
             for tensor in (*module.parameters(), *module.buffers()):
                 kept.note_tensor(tensor)
-    try:
-        yield
-    finally:
-        kept.restore()
+    return kept
 
 
 @contextmanager
@@ -98,7 +104,8 @@ class _Kept:
 
     def restore(self) -> None:
         for container, content in self.containers:
-            _refill(container, content)
+            if container or content:
+                _refill(container, content)
         for container, content in self.shared:
             if (
                 len(container) != len(content)
@@ -106,9 +113,10 @@ class _Kept:
                 or (isinstance(container, dict) and any(container[key] is not value for key, value in content.items()))
             ):
                 _refill(container, content)
-        for cache, misses in self.caches:
+        for i, (cache, misses) in enumerate(self.caches):
             if cache.cache_info().misses != misses:  # what was computed in this run may be of meta tensors
                 cache.cache_clear()
+                self.caches[i] = (cache, 0)
         with torch.no_grad(), _disable_current_modes():
             for tensor, value in self.tensors.values():
                 if not torch.equal(tensor, value):

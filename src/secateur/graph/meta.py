@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 aten = torch.ops.aten
 
 _FLOATS = (torch.float32, torch.float64)
+_META = torch.device("meta")
 
 
 def call(func: Any, args: Sequence[Any], kwargs: dict[str, Any] | None) -> Any:
@@ -32,7 +33,15 @@ def call(func: Any, args: Sequence[Any], kwargs: dict[str, Any] | None) -> Any:
     return func(*args, **(kwargs or {}))
 
 
-class Answering(TorchDispatchMode):
+class Mode(TorchDispatchMode):
+    """A mode whose own code is never compiled: without PyTorch's guard against that, which costs time at each call."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class Answering(Mode):
     """While this is entered, operators on meta tensors cost little."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -46,6 +55,11 @@ def _strides(shape: torch.Size) -> tuple[int, ...]:
         strides.append(size)
         size *= max(n, 1)
     return tuple(reversed(strides))
+
+
+def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
+    """As `new_empty`, which PyTorch answers in Python."""
+    return torch.empty(shape, dtype=like.dtype, device=_META)
 
 
 def _plain(item: Any) -> bool:
@@ -72,7 +86,7 @@ def _batch_norm(x: Any, weight: Any, bias: Any, mean: Any, var: Any, training: A
         return None
     if x.numel() == x.shape[1] if training else (mean is None or var is None):
         return None
-    return x.new_empty(x.shape), x.new_empty(size), x.new_empty(size)
+    return _empty(x.shape, x), _empty(size, x), _empty(size, x)
 
 
 def _batch_norm_without_statistics(x: Any, weight: Any, bias: Any, training: Any, *numbers: Any) -> Any:
@@ -89,7 +103,7 @@ def _layer_norm(x: Any, shape: Any, weight: Any, bias: Any, eps: Any) -> Any:
     if not (_fits(weight, x, shape) and _fits(bias, x, shape)):
         return None
     each = (*x.shape[: -len(shape)], *(1 for _ in shape))
-    return x.new_empty(x.shape), x.new_empty(each), x.new_empty(each)
+    return _empty(x.shape, x), _empty(each, x), _empty(each, x)
 
 
 def _group_norm(x: Any, weight: Any, bias: Any, batch: Any, channels: Any, inner: Any, groups: Any, eps: Any) -> Any:
@@ -97,7 +111,7 @@ def _group_norm(x: Any, weight: Any, bias: Any, batch: Any, channels: Any, inner
         return None
     if groups < 1 or channels % groups or not (_fits(weight, x, (channels,)) and _fits(bias, x, (channels,))):
         return None
-    return x.new_empty(x.shape), x.new_empty((batch, groups)), x.new_empty((batch, groups))
+    return _empty(x.shape, x), _empty((batch, groups), x), _empty((batch, groups), x)
 
 
 def _convolution(
@@ -119,7 +133,7 @@ def _convolution(
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, p, d, k, s in zip(sizes, padding, dilation, kernel, stride, strict=True)
     ]
-    return x.new_empty((x.shape[0], weight.shape[0], *out)) if min(out) >= 1 else None
+    return _empty((x.shape[0], weight.shape[0], *out), x) if min(out) >= 1 else None
 
 
 def _addmm(bias: Any, a: Any, b: Any) -> Any:
@@ -128,7 +142,7 @@ def _addmm(bias: Any, a: Any, b: Any) -> Any:
     if not (type(b) is Tensor and b.is_meta and b.dtype == a.dtype and b.dim() == 2 and b.shape[0] == a.shape[1]):
         return None
     size = (a.shape[0], b.shape[1])
-    return a.new_empty(size) if bias.shape == size[1:] and size[1] else None
+    return _empty(size, a) if bias.shape == size[1:] and size[1] else None
 
 
 def _cat(tensors: Any, dim: Any = 0) -> Any:
@@ -142,7 +156,7 @@ def _cat(tensors: Any, dim: Any = 0) -> Any:
             return None
         if item.dim() != first.dim() or (item.dim() in (4, 5) and _channels_last(item)):
             return None
-    return first.new_empty((*rest[:dim], sum(item.shape[dim] for item in tensors), *rest[dim:]))
+    return _empty((*rest[:dim], sum(item.shape[dim] for item in tensors), *rest[dim:]), first)
 
 
 def _channels_last(item: Tensor) -> bool:
@@ -152,12 +166,12 @@ def _channels_last(item: Tensor) -> bool:
 
 def _same(x: Any, *numbers: Any) -> Any:
     """Element by element, on one tensor."""
-    return x.new_empty(x.shape) if _plain(x) and not any(isinstance(item, Tensor) for item in numbers) else None
+    return _empty(x.shape, x) if _plain(x) and not any(isinstance(item, Tensor) for item in numbers) else None
 
 
 def _same_along(x: Any, dim: Any, *rest: Any) -> Any:
     """Of the same shape, computed along a dimension."""
-    return x.new_empty(x.shape) if _plain(x) and not any(rest) and -x.dim() <= dim < x.dim() else None
+    return _empty(x.shape, x) if _plain(x) and not any(rest) and -x.dim() <= dim < x.dim() else None
 
 
 def _in_place(x: Any, *numbers: Any) -> Any:
@@ -170,10 +184,10 @@ def _pair(x: Any, y: Any) -> Any:
     if not _plain(x):
         return None
     if type(y) in (int, float):
-        return x.new_empty(x.shape)
+        return _empty(x.shape, x)
     if not _plain(y) or y.dtype != x.dtype or not _spreads(y.shape, x.shape):
         return None
-    return x.new_empty(x.shape)
+    return _empty(x.shape, x)
 
 
 def _pair_in_place(x: Any, y: Any) -> Any:
@@ -200,13 +214,13 @@ def _mean(x: Any, dims: Any, keepdim: Any = False) -> Any:
     if len(gone) != len(dims):
         return None
     sizes = [1 if d in gone else n for d, n in enumerate(x.shape) if keepdim or d not in gone]
-    return x.new_empty(sizes)
+    return _empty(sizes, x)
 
 
 def _resized(x: Any, sizes: Any, *rest: Any) -> Any:
     if not _plain(x) or x.dim() != len(sizes) + 2 or min(sizes) < 1 or _channels_last(x):
         return None
-    return x.new_empty((*x.shape[:2], *sizes))
+    return _empty((*x.shape[:2], *sizes), x)
 
 
 RULES: dict[Any, Callable[..., Any]] = {

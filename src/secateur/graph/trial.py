@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,9 +20,13 @@ from secateur.graph.attributes import Number, values_after
 from secateur.graph.capture import Place, mapped_state, mode_of, run, tensors_in, twice
 from secateur.graph.flow import Flow
 from secateur.graph.guilt import find_guilty
+from secateur.graph.inside import modules_of
 from secateur.graph.meta import Answering
 from secateur.graph.network import Graph, Group
-from secateur.graph.replay import Failure, Replay
+from secateur.graph.replay import Failure, Foretold, Replay, same_code
+
+Change = Callable[[str, Tensor], Tensor]  # name and tensor -> what to run with instead
+Slices = Mapping[str, Mapping[int, NDArray[np.int64]]]  # tensor name -> dimension -> indices
 
 
 class Trial:
@@ -36,6 +40,7 @@ class Trial:
         self.graph = graph
         self.modules = dict(graph.model.named_modules())
         self.names = {id(module): name for name, module in self.modules.items()}
+        self._known: dict[int, Foretold] = {}  # by the flow's id
         self.free = [g for g, group in enumerate(graph.groups) if group.pinned is None and len(group) > 1]
 
     def guilty(
@@ -49,16 +54,34 @@ class Trial:
             numbers: more numbers of modules that follow the channels.
         """
         guilty: dict[int, Failure] = {}
+        tried = self.free if groups is None else groups
+        if self._runs_as_foretold([*company, *tried], numbers):
+            return guilty
         for draw in self._drawn:
 
             def said(some: Sequence[int], draw: _Draw = draw) -> Failure | None:
                 gone = draw.gone & np.isin(self.graph.solution.group_of, [*company, *some])
                 return self.run(gone, numbers, draw.strict, draw.training)
 
-            find_guilty(self.free if groups is None else groups, said, guilty, self._suspects, self._kin)
+            find_guilty(tried, said, guilty, self._suspects, self._kin)
             if guilty:  # the rest shows when these are settled
                 break
         return guilty
+
+    def _runs_as_foretold(self, groups: Sequence[int], numbers: Sequence[Number]) -> bool:
+        """Whether in every strict draw the network does, operator by operator, what the labels foretell.
+
+        Then it runs, and there is no need to look for guilty groups. A run without gradients is faster, but may go
+        other ways: where it does, nothing is said. Where train mode runs through the same code, eval mode is enough.
+        """
+        chosen = np.isin(self.graph.solution.group_of, groups)
+        first, last = self.graph.flows[0].capture, self.graph.flows[-1].capture
+        alike = same_code(first, last, self.modules)
+        return all(
+            self.run(draw.gone & chosen, numbers, True, draw.training and not alike, gradients=False) is None
+            for draw in self._drawn
+            if draw.strict
+        )
 
     def runs_tied(self, company: Sequence[int], tied: Sequence[int]) -> bool:
         """Whether the network runs when the units of some groups go in the same places, and those of others as ever."""
@@ -79,7 +102,12 @@ class Trial:
         return self._running.get(module, set())
 
     def run(
-        self, removed: NDArray[np.bool_], numbers: Sequence[Number], strict: bool, training: bool
+        self,
+        removed: NDArray[np.bool_],
+        numbers: Sequence[Number],
+        strict: bool,
+        training: bool,
+        gradients: bool = True,
     ) -> Failure | None:
         """None if the network runs without the given units and gives outputs of the same shapes.
 
@@ -89,38 +117,21 @@ class Trial:
             strict: also compare, operator by operator, the sizes with those that the labels foretell, and the numbers
                 that tensors are calculated with: one that differs was made from a size.
             training: in train mode as well as in eval mode.
+            gradients: as in the capture, the parameters ask for gradients; torch may take other ways without.
         """
         graph = self.graph
-        slices = {graph.tensors[t].name: dims for t, dims in graph.removed_slices(removed).items()}
-
-        def cut(name: str, tensor: Tensor) -> Tensor:
-            dims = slices.get(name, {})
-            new = tensor.detach().clone()
-            for d, gone in dims.items():
-                kept = np.setdiff1d(np.arange(tensor.shape[d]), gone)
-                new = new.index_select(d, torch.as_tensor(kept, device=new.device))
-            return new.requires_grad_(tensor.requires_grad)
-
-        def shrunk(name: str, tensor: Tensor) -> Tensor:
-            dims = slices.get(name, {})
-            shape = [n - len(dims.get(d, ())) for d, n in enumerate(tensor.shape)]
-            return torch.empty(shape, dtype=tensor.dtype, device="meta", requires_grad=tensor.requires_grad)
-
-        def silenced(name: str, tensor: Tensor) -> Tensor:
-            new = tensor.detach().clone()
-            for d, indices in slices.get(name, {}).items():
-                new.index_fill_(d, torch.as_tensor(indices, device=new.device), 0)
-            return new
-
         gone = graph.removed_atoms(removed)
+        real = not all(flow.capture.meta for flow in graph.flows)
+        slices = {graph.tensors[t].name: dims for t, dims in graph.removed_slices(removed).items()} if real else {}
         values = values_after([*graph.numbers, *numbers], gone)
         for flow in graph.flows if training else graph.flows[:1]:
             meta, mode = flow.capture.meta, flow.capture.training
             inputs = twice(graph.example_inputs) if mode else graph.example_inputs
+            change = _shrunk(graph, gone, gradients) if meta else _cut(slices, gradients)
             seen = Replay() if strict else None
             with mode_of(graph.model, mode), numbers_set(graph.model, values):
                 try:
-                    output = self._run(mapped_state(graph.model, shrunk if meta else cut), inputs, meta, seen)
+                    output = self._run(mapped_state(graph.model, change), inputs, meta, seen)
                 except Exception as error:  # whatever the network's own code raises
                     place = capturing.place_of(error, self.names)
                     return Failure(f"{type(error).__name__}: {capturing.first_line(error)}", place)
@@ -130,12 +141,12 @@ class Trial:
             if not meta and (strict or shapes != expected):  # sizes may depend on values: those of the silenced
                 before = Replay()
                 with mode_of(graph.model, mode):
-                    silent = self._run(mapped_state(graph.model, silenced), inputs, meta, before)
+                    silent = self._run(mapped_state(graph.model, _silenced(slices)), inputs, meta, before)
                 expected = [tuple(t.shape) for t in tensors_in(silent)]
             if shapes != expected:
                 text = f"the output's shape becomes {shapes} instead of {expected}"
                 return Failure(text, Place("", "", ""))
-            other = seen.differs(flow, gone, before) if seen is not None else None
+            other = self._foretold(flow).broken(seen, gone, before) if seen is not None else None
             if other is not None and not self._fickle(flow, inputs):
                 return other
         return None
@@ -152,7 +163,12 @@ class Trial:
         whole = mapped_state(self.graph.model, capturing.to_meta if meta else capturing.detached)
         with mode_of(self.graph.model, flow.capture.training):
             self._run(whole, inputs, meta, seen)
-        return seen.differs(flow, np.zeros(len(self.graph.table), dtype=bool)) is not None
+        return self._foretold(flow).broken(seen, np.zeros(len(self.graph.table), dtype=bool)) is not None
+
+    def _foretold(self, flow: Flow) -> Foretold:
+        if id(flow) not in self._known:
+            self._known[id(flow)] = Foretold(flow)
+        return self._known[id(flow)]
 
     # -- where to look first ------------------------------------------------------------------------------------------
 
@@ -198,6 +214,49 @@ class Trial:
         for number in self.free:
             found.setdefault(frozenset(self.graph.groups[number].members), []).append(number)
         return found
+
+
+def _shrunk(graph: Graph, gone: NDArray[np.bool_], gradients: bool) -> Change:
+    """Meta tensors of the sizes that are left without some atoms."""
+    tensors = graph.tensors
+    slots = [(t, d) for t, info in enumerate(tensors) for d, first in enumerate(info.first) if first >= 0]
+    left: dict[str, list[int]] = {}
+    if slots:
+        lost = np.add.reduceat(gone, [tensors[t].first[d] for t, d in slots], dtype=np.int64)
+        for slot in np.flatnonzero(lost).tolist():
+            t, d = slots[slot]
+            left.setdefault(tensors[t].name, [*tensors[t].shape])[d] -= int(lost[slot])
+
+    def shrunk(name: str, tensor: Tensor) -> Tensor:
+        asks = gradients and tensor.requires_grad
+        return torch.empty(left.get(name) or tensor.shape, dtype=tensor.dtype, device="meta", requires_grad=asks)
+
+    return shrunk
+
+
+def _cut(slices: Slices, gradients: bool) -> Change:
+    """Copies of the tensors without some slices."""
+
+    def cut(name: str, tensor: Tensor) -> Tensor:
+        new = tensor.detach().clone()
+        for d, gone in slices.get(name, {}).items():
+            kept = np.setdiff1d(np.arange(tensor.shape[d]), gone)
+            new = new.index_select(d, torch.as_tensor(kept, device=new.device))
+        return new.requires_grad_(gradients and tensor.requires_grad)
+
+    return cut
+
+
+def _silenced(slices: Slices) -> Change:
+    """Copies of the tensors with zeros in some slices."""
+
+    def silenced(name: str, tensor: Tensor) -> Tensor:
+        new = tensor.detach().clone()
+        for d, indices in slices.get(name, {}).items():
+            new.index_fill_(d, torch.as_tensor(indices, device=new.device), 0)
+        return new
+
+    return silenced
 
 
 def _kind(module: nn.Module) -> dict[str, Any]:
@@ -266,13 +325,23 @@ def _width(graph: Graph, group: Group) -> int:
 @contextmanager
 def numbers_set(model: nn.Module, numbers: Mapping[str, Mapping[str, int]]) -> Any:
     """Module attributes changed for a while."""
-    modules = dict(model.named_modules())
+    modules = dict(modules_of(model))
     before = [(modules[name], key, getattr(modules[name], key)) for name, values in numbers.items() for key in values]
     try:
         for name, values in numbers.items():
             for key, value in values.items():
-                setattr(modules[name], key, value)
+                _put(modules[name], key, value)
         yield
     finally:
         for module, key, value in before:
-            setattr(module, key, value)
+            if vars(module).get(key) is not value:
+                _put(module, key, value)
+
+
+def _put(module: nn.Module, key: str, value: int) -> None:
+    """As `setattr`, which asks of everything whether it is a parameter."""
+    own, kind = vars(module), type(module)
+    if key in own and kind.__setattr__ is nn.Module.__setattr__ and not hasattr(kind, key):
+        own[key] = value
+    else:
+        setattr(module, key, value)
