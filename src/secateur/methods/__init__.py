@@ -14,9 +14,10 @@ from secateur.methods.network_slimming import NetworkSlimming
 from secateur.methods.protocol import Method, Scores, Training
 from secateur.methods.random import Random
 from secateur.methods.sfp import SFP
+from secateur.methods.taylor import Taylor
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (L1, L2, Random, BNScale, NetworkSlimming, FPGM, CAP, SFP)
+    method.name: method for method in (L1, L2, Random, BNScale, NetworkSlimming, FPGM, Taylor, CAP, SFP)
 }
 
 
@@ -56,7 +57,8 @@ def make_method(method: str | Method, material: Material | None = None, **option
         made = method
     if material is not None and material != Material():
         made.material = material
-    needed = [*(("data", "loss") if made.needs_data else ()), *(("classes",) if made.needs_labels else ())]
+    passes = made.needs_data or (made.takes_data and len(made.material.wanting("data", "loss")) < 2)
+    needed = [*(("data", "loss") if passes else ()), *(("classes",) if made.needs_labels else ())]
     missing = made.material.wanting(*needed)
     if missing:
         meanings = {"data": "batches (input, target)", "loss": "(output, target) -> scalar", "classes": "their names"}

@@ -86,6 +86,7 @@ class Method:
     paper: ClassVar[str] = ""
     needs_training: ClassVar[bool] = False
     needs_data: ClassVar[bool] = False  # it makes passes of its own over `material`
+    takes_data: ClassVar[bool] = False  # it makes one where data is given, and otherwise learns from the training
     needs_labels: ClassVar[bool] = False  # the targets are label maps, and `material.classes` says of which classes
     decides: ClassVar[bool] = False  # it chooses what goes while training, layer by layer: `aim` and `decided`
     material: Material = Material()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -24,11 +25,15 @@ class Scale:
         name: the parameter's name.
         gamma: the parameter, shape (C).
         units: int64 (C), the unit of every channel, -1 where there is none.
+        beta: the norm's bias, shape (C); None without one.
+        positions: height times width of the norm's output in the traced run.
     """
 
     name: str
     gamma: nn.Parameter
     units: NDArray[np.int64]
+    beta: nn.Parameter | None
+    positions: int
 
 
 def scales_of(graph: Graph) -> list[Scale]:
@@ -43,10 +48,15 @@ def scales_of(graph: Graph) -> list[Scale]:
     for flow in graph.flows:
         by_value = {value: first_name[name] for name, value in flow.capture.names.items()}
         for node in flow.capture.nodes:
-            weight = node.args[1] if node.op in BATCH_NORMS and len(node.args) > 1 else None
-            name = by_value.get(weight.value) if isinstance(weight, Ref) else None
-            if name is not None and name not in found and isinstance(state[name], nn.Parameter):
-                found[name] = Scale(name, state[name], units_along(graph, infos[name], 0))  # type: ignore[arg-type]
+            out = node.outputs[0] if node.outputs else None
+            if node.op not in BATCH_NORMS or len(node.args) < 3 or out is None:
+                continue
+            name, bias = (by_value.get(ref.value, "") if isinstance(ref, Ref) else "" for ref in node.args[1:3])
+            gamma, beta = state.get(name), state.get(bias)
+            if name not in found and isinstance(gamma, nn.Parameter):
+                units = units_along(graph, infos[name], 0)
+                beta = beta if isinstance(beta, nn.Parameter) else None
+                found[name] = Scale(name, gamma, units, beta, prod(flow.shape(out)[2:]))
     if not found:
         raise MethodError(
             f"{type(graph.model).__name__} has no batch norm with a learnable scale, which this method ranks "

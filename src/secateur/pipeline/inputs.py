@@ -82,7 +82,7 @@ class Inputs:
         """
         assert self.method is not None
         material: dict[str, Any] = {}
-        if self.method.needs_data:
+        if self.method.needs_data or self.method.takes_data:
             weights = None if self.recipe.train.class_weights == "none" else self.class_weights.to(device_of(model))
             material = {
                 "data": data or Passes(self.loader("train", self.recipe.train.batch_size, training=True)),
