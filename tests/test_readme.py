@@ -16,7 +16,7 @@ from secateur.cli import app
 from secateur.recipe import Recipe, dump_recipe
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SMALL = (
     "data.size=[32,48] data.limit=4 data.length=4 data.workers=0 train.epochs=1 sparsify.epochs=1 finetune.epochs=1 "
     "evaluate.recalibrate_batches=1 evaluate.latency_repeats=1 evaluate.pictures=1 run.threads=1 run.accelerator=cpu "
@@ -58,7 +58,8 @@ def run(command: str) -> None:
         assert arguments == ["install", "-e", "."] and (ROOT / "pyproject.toml").exists(), command
     else:
         assert program == "secateur", f"do not know how to check {command!r}"
-        small = SMALL if arguments[0] in TRAIN else []
+        makes_runs = arguments[0] == "compare" and arguments[1].endswith(".yaml")
+        small = SMALL if arguments[0] in TRAIN or makes_runs else []
         result = CliRunner().invoke(app, [*arguments, *small])
         assert result.exit_code == 0, f"{command}: {result.output}"
 
