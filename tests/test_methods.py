@@ -317,6 +317,29 @@ def test_l1_is_the_mean_absolute_weight_of_the_filter() -> None:
     assert raw[list(units)].tolist() == pytest.approx([27 * e for e in expected])
 
 
+def test_weights_that_are_computed_are_scored_as_they_are_used() -> None:
+    """Masks of torch.nn.utils.prune, spectral norm, weights standardised inside forward."""
+
+    class Standardised(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            w = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+            return F.conv2d(x, w / (w.std((1, 2, 3), keepdim=True) + 1e-5), self.bias)
+
+    def scored(first: nn.Conv2d) -> tuple[np.ndarray, Tensor]:
+        model = nn.Sequential(first, nn.ReLU(), nn.Conv2d(8, 2, 1))
+        graph = secateur.trace(model, torch.randn(1, 3, 8, 8))
+        units = [unit for unit in range(graph.units) if graph.prunable[unit]]
+        assert len(units) == 8
+        return secateur.score(graph, "l1")[units], first.weight.detach().abs().mean((1, 2, 3))
+
+    masked = torch.nn.utils.prune.ln_structured(nn.Conv2d(3, 8, 3), "weight", 0.25, 1, 0)
+    scores, expected = scored(masked)
+    assert scores == pytest.approx(expected.numpy()) and (scores == 0).sum() == 2
+    for first in (torch.nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 8, 3)), Standardised(3, 8, 3)):
+        scores, expected = scored(first.eval())
+        assert scores == pytest.approx(expected.numpy(), rel=1e-5)
+
+
 def test_scores_of_coupled_channels() -> None:
     """SegNet's shared indices: the smaller of the two scales decides (a channel gone in either is gone in both)."""
     model = zoo.build("segnet")
