@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.modules import pooling
 
 from secateur.graph import FIXED, Flow, Graph, trace
-from secateur.graph.capture import Node, Ref
+from secateur.graph.capture import Node, Ref, tensors_in
 from secateur.graph.operators import BATCH_NORMS, CONVOLUTIONS
 
 COLUMNS = ("params", "macs", "paper_flops", "yolo_flops")
@@ -157,6 +157,7 @@ def _operators(graph: Graph) -> Iterator[_Term]:
     """
     modules = dict(graph.model.named_modules())
     seen: set[str] = set()
+    doubled = any(t.dim() >= 2 and len(t) == 1 for t in tensors_in(graph.example_inputs))
     for flow in graph.flows:
         names = {value: name for name, value in flow.capture.names.items()}
         training = flow.capture.training
@@ -169,7 +170,19 @@ def _operators(graph: Graph) -> Iterator[_Term]:
             if not training:
                 seen.update(owned)
             for column, constant, dims in _count(graph, flow, node, modules.get(node.module), normed):
+                if training and doubled:
+                    constant, dims = _halved(constant, dims)
                 yield _Term(column, node.module, constant, dims)
+
+
+def _halved(constant: int, dims: tuple[NDArray[np.int64], ...]) -> tuple[int, tuple[NDArray[np.int64], ...]]:
+    """Half of a term: in train mode a batch of one is run as two."""
+    if constant % 2 == 0:
+        return constant // 2, dims
+    for i, units in enumerate(dims):  # the batch is the first that halves, and its indices are no units
+        if len(units) % 2 == 0 and (units < 0).all():
+            return constant, (*dims[:i], units[: len(units) // 2], *dims[i + 1 :])
+    return constant, dims
 
 
 def _count(
