@@ -13,7 +13,8 @@ Choices where the paper is silent or ambiguous:
 - *Linear form.* s_j = sum_k P_j . P_k = P_j . (sum_k P_k): C N operations instead of C^2 N, and no C x C matrix.
 - *Degenerate maps.* All s equal gives beta = 0.
 - *Where.* The feature map behind the activation of the first convolution block after each pooling, found from the graph
-  (`position`, `side`). Names and "all" (the paper's Table 2) are options.
+  (`position`, `side`); in a network that pools one feature map to several sizes, as PSPNet and ICNet do, in that
+  pyramid alone. Names and "all" (the paper's Table 2) are options.
 - *Residual sums* are protected, 'the last convolution layer and downsampling layers are preserved'.
 - *Strength.* `pull` gives both strengths as totals over the schedule, and `update="proximal"` decouples them from the
   optimizer (ours).

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,8 +120,9 @@ def places(graph: Graph, position: str | list[str] | tuple[str, ...], side: str 
 
     Args:
         graph: the traced network.
-        position: "adjacent" (next to a pooling, global pooling inside a gate excepted), "all", or names of batch norms
-            or of modules that hold them.
+        position: "adjacent" (next to a pooling, global pooling inside a gate excepted; in a network with a pyramid, one
+            feature map that is pooled to several sizes side by side, next to the pyramid's poolings alone), "all", or
+            names of batch norms or of modules that hold them.
         side: for "adjacent": "after", the first convolution block behind each pooling, as the paper's figure shows;
             "both", the block whose output is pooled as well.
 
@@ -136,6 +138,7 @@ def places(graph: Graph, position: str | list[str] | tuple[str, ...], side: str 
     by_value = {value: name for name, value in reversed(flow.capture.names.items())}
     found: dict[str, Place] = {}
     names: list[str] = []
+    pooled: dict[str, dict[int, int]] = {}  # scale -> the poolings that it is next to, and what each of them pools
     for at, node in enumerate(walk.nodes):
         weight = node.args[1] if node.op in BATCH_NORMS and len(node.args) > 1 else None
         if not isinstance(weight, Ref) or weight.value not in by_value:
@@ -143,7 +146,9 @@ def places(graph: Graph, position: str | list[str] | tuple[str, ...], side: str 
         name = by_value[weight.value]
         names.append(name)
         if isinstance(position, str):
-            wanted = position == "all" or _adjacent(walk, at, node, side)
+            poolings = _poolings(walk, at, node, side) if position == "adjacent" else {}
+            pooled.setdefault(name, {}).update(poolings)
+            wanted = position == "all" or bool(poolings)
         else:
             wanted = any(name == p or name.startswith(f"{p}.") for p in position)
         place = _place(walk, at, node, name) if wanted else None
@@ -160,11 +165,22 @@ def places(graph: Graph, position: str | list[str] | tuple[str, ...], side: str 
             f"no batch norm of {type(graph.model).__name__} follows a pooling; name the layers to guide: "
             "position=[...], or position='all'"
         )
+    pyramids = _pyramids(pooled[name] for name in found) if position == "adjacent" else set()
+    if pyramids:
+        return [place for name, place in found.items() if pyramids & set(pooled[name].values())]
     return list(found.values())
 
 
-def _adjacent(walk: _Walk, at: int, node: Node, side: str) -> bool:
-    """The convolution before this norm reads a pooling; or, on side "both", its output is pooled."""
+def _pyramids(pooled: Iterable[Mapping[int, int]]) -> set[int]:
+    """The values that several poolings pool; from pooling -> value."""
+    sources = {pooling: source for mine in pooled for pooling, source in mine.items()}
+    return {source for source, count in Counter(sources.values()).items() if count > 1}
+
+
+def _poolings(walk: _Walk, at: int, node: Node, side: str) -> dict[int, int]:
+    """The pooling that the convolution before this norm reads and, on side "both", the one that pools its output; each
+    with the value that it pools."""
+    found = {}
     convolution = walk.back(node.args[0], at)
     if convolution is not None and convolution[1].op in CONVOLUTIONS:
         source = walk.back(convolution[1].args[0], convolution[0])
@@ -172,13 +188,14 @@ def _adjacent(walk: _Walk, at: int, node: Node, side: str) -> bool:
             out = source[1].outputs[0]
             everywhere = out is not None and all(n == 1 for n in walk.flow.shape(out)[2:])
             if not (everywhere and walk.gates(at, node)):
-                return True
+                found[source[0]] = next(source[1].inputs()).value
     if side == "both":
         step: tuple[int, Node] | None = (at, node)
         while step is not None and (step[0] == at or step[1].op.rstrip("_") in ACTIVATIONS):
             step = walk.after(step[1], step[0])
-        return step is not None and walk.is_pool(step[1])
-    return False
+        if step is not None and walk.is_pool(step[1]):
+            found[step[0]] = next(step[1].inputs()).value
+    return found
 
 
 def _place(walk: _Walk, at: int, node: Node, name: str) -> Place | None:
