@@ -1,4 +1,4 @@
-"""The networks' published counts, sizes that do not divide, and networks from a user's own files."""
+"""The networks: sizes that do not divide, widths, heads, training, pruning; and networks from a user's own files."""
 
 from __future__ import annotations
 
@@ -8,45 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import secateur
 from secateur.errors import ModelError
 from secateur.models import create_model, list_models
+from secateur.models.pyramid import ActivatedBN
+from secateur.training.optimize import segmentation_loss
 
-
-def parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def convolution_macs(model: nn.Module, height: int, width: int) -> int:
-    """Multiply-accumulates of all convolutions, counted by hooks on meta tensors."""
-    total = 0
-
-    def count(conv: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
-        nonlocal total
-        assert isinstance(conv, nn.Conv2d)
-        total += out.numel() * conv.weight[0].numel()
-
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(count)
-    model.to("meta")(torch.empty(1, 3, height, width, device="meta"))
-    return total
-
-
-@pytest.mark.parametrize(
-    ("classes", "height", "width", "count", "macs"),
-    [(19, 512, 1024, 29_454_009, 325_545_099_264), (12, 360, 480, 29_449_956, 106_387_292_160)],
-)
-def test_segnet_has_the_published_counts(classes: int, height: int, width: int, count: int, macs: int) -> None:
-    model = create_model("segnet", classes=classes)
-    assert parameters(model) == count
-    assert sum(isinstance(m, nn.Conv2d) for m in model.modules()) == 26
-    assert convolution_macs(model, height, width) == macs
-
-
-def test_unet_has_the_published_counts() -> None:
-    model = create_model("unet", classes=11)
-    assert parameters(model) == pytest.approx(13.396e6, abs=500)
-    assert convolution_macs(model, 360, 480) == pytest.approx(81.568e9, abs=5e5)
+PYRAMID = tuple(f"pyramid.bins.{i}.bn.weight" for i in range(4))
 
 
 @pytest.mark.parametrize("name", ["segnet", "unet"])
@@ -59,21 +27,108 @@ def test_output_has_the_size_of_the_input_whether_or_not_it_divides(name: str, h
     assert all(p.grad is not None for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["segnet", "unet"])
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [("pspnet50", [(9, 13), (9, 13)]), ("pspnet101", [(9, 13), (9, 13)]), ("icnet", [(18, 26), (9, 13), (4, 6)])],
+)
+def test_heads_are_smaller_than_the_input_and_the_side_heads_are_there_in_training(
+    name: str, heads: list[tuple[int, int]]
+) -> None:
+    model, image = create_model(name, classes=5, width=2), torch.rand(2, 3, 65, 97)
+    outputs = model(image)
+    assert [tuple(logits.shape) for logits in outputs] == [(2, 5, *size) for size in heads]
+    segmentation_loss(outputs, torch.zeros(2, 65, 97, dtype=torch.long)).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert model.eval()(image).shape == (2, 5, *heads[0])
+    alone = create_model(name, classes=5, width=2, auxiliary=False)
+    assert alone(image).shape == (2, 5, *heads[0])
+    assert alone.state_dict().keys() == {
+        key for key in model.state_dict() if "auxiliary" not in key and "side" not in key
+    }
+
+
+@pytest.mark.parametrize("name", ["segnet", "unet", "pspnet50", "icnet"])
 def test_width_scales_every_channel_but_input_and_classes(name: str) -> None:
-    full, quarter = (
-        [m.out_channels for m in create_model(name, classes=7, width=w).modules() if isinstance(m, nn.Conv2d)]
-        for w in (64, 16)
-    )
-    assert quarter[:-1] == [channels // 4 for channels in full[:-1]]
-    assert full[-1] == quarter[-1] == 7
+    with torch.device("meta"):
+        full, quarter = (
+            [m.out_channels for m in create_model(name, classes=7, width=w).modules() if isinstance(m, nn.Conv2d)]
+            for w in (64, 16)
+        )
+    assert quarter == [channels if channels == 7 else channels // 4 for channels in full]
+    assert quarter[-1] == 7
+
+
+def small(name: str, **options: object) -> tuple[nn.Module, Tensor]:
+    """A narrow network and two small images for it."""
+    torch.manual_seed(0)
+    size = (32, 32) if name.startswith("resnet") else (96, 128) if name == "icnet" else (65, 97)
+    return create_model(name, classes=5, width=4, **options), torch.rand(2, 3, *size)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_network_is_pruned_exactly_and_trains_on(name: str) -> None:
+    model, image = small(name)
+    result = secateur.prune(model, image[:1], method="l1", pruning_ratio=0.5)
+    assert result.report.ok
+    assert result.after.params < 0.5 * result.before.params
+    pruned = result.model.train()
+
+    def loss() -> Tensor:
+        torch.manual_seed(1)  # the same channels are dropped
+        outputs = pruned(image)
+        if name.startswith("resnet"):
+            return nn.functional.cross_entropy(outputs, torch.zeros(2, dtype=torch.long))
+        return segmentation_loss(outputs, torch.zeros(2, *image.shape[-2:], dtype=torch.long))
+
+    before = loss()
+    before.backward()
+    assert all(p.grad is not None for p in pruned.parameters())
+    torch.optim.SGD(pruned.parameters(), 0.01).step()
+    assert loss() < before
+
+
+@pytest.mark.parametrize("activated_bn", [True, False])
+@pytest.mark.parametrize("name", ["pspnet50", "pspnet101", "icnet"])
+def test_cap_guides_the_branches_of_the_pyramid_pooling(name: str, activated_bn: bool) -> None:
+    model, image = small(name, activated_bn=activated_bn)
+    pruner = secateur.Pruner(model, image[:1], method="cap")
+    assert pruner.method.guided == PYRAMID
+    read: dict[str, Tensor] = {}
+    for i, branch in enumerate(model.pyramid.bins):  # the last module of a branch is, or holds, the activation
+        branch.register_forward_hook(lambda m, a, out, i=i: read.__setitem__(PYRAMID[i], out.detach().clone()))
+    segmentation_loss(model.train()(image), torch.zeros(2, *image.shape[-2:], dtype=torch.long)).backward()
+    pruner.after_backward()
+    for scale in PYRAMID:
+        maps = read[scale].double().flatten(2)
+        sums = (maps @ maps.transpose(1, 2)).sum(2)  # eq. 1 and 2, with the matrix
+        low, high = sums.amin(1, keepdim=True), sums.amax(1, keepdim=True)
+        mean = ((sums - low) / (high - low)).mean(0)
+        expected = (mean - mean.min()) / (mean.max() - mean.min())
+        torch.testing.assert_close(pruner.method.beta[scale].double(), expected, rtol=1e-3, atol=1e-4)
+    pruner.close()
+
+
+def test_activated_bn_is_a_batch_norm_and_a_leaky_relu() -> None:
+    bn, x = ActivatedBN(6), torch.randn(4, 6, 3, 3)
+    plain = nn.BatchNorm2d(6)
+    assert torch.equal(bn(x), nn.functional.leaky_relu(plain(x), 0.01))
+    assert torch.equal(bn.running_var, plain.running_var)
+    assert torch.equal(ActivatedBN(6, slope=None)(x), nn.BatchNorm2d(6)(x))
+
+
+def test_one_image_averaged_to_one_pixel_has_no_variance_and_can_be_trained_on() -> None:
+    bn, x = ActivatedBN(6), torch.randn(1, 6, 1, 1)
+    assert torch.equal(bn(x), bn.eval()(x))
+    assert torch.equal(bn.running_var, torch.ones(6))
+    model, image = small("pspnet50")
+    assert model.train()(image[:1])[0].isfinite().all()
 
 
 def test_segnet_can_have_a_bare_classifier() -> None:
     model = create_model("segnet", classes=5, width=4, bare_classifier=True)
     assert model(torch.rand(2, 3, 32, 32)).min() < 0
     published = create_model("segnet", classes=5, width=4)
-    assert parameters(published) - parameters(model) == 2 * 5
+    assert len(published.state_dict()) - len(model.state_dict()) == 5  # of one batch norm
     assert published(torch.rand(2, 3, 32, 32)).min() >= 0
 
 
@@ -89,6 +144,10 @@ def test_list_models_is_sorted_and_every_name_makes_a_network() -> None:
         ("unett", {}, "unknown network 'unett'.*did you mean 'unet'"),
         ("unet", {"widht": 3}, "no option 'widht'.*width.*did you mean 'width'"),
         ("unet", {"width": 0}, "width=0"),
+        ("pspnet50", {"width": 0}, "width=0"),
+        ("icnet", {"classes": 0}, "classes=0"),
+        ("resnet50", {"width": 0}, "width=0"),
+        ("pspnet50", {"stem": "5x5"}, "stem '5x5'.*known: 3x3, 7x7, deep"),
         ("unet", {"width": "wide"}, "'unet'.*width='wide'.*TypeError"),
         ("no_such_package.nets:make", {}, "no module 'no_such_package.nets'"),
         ("torch.nn:Conv2dd", {}, "torch.nn has no 'Conv2dd'.*did you mean 'Conv2d'"),

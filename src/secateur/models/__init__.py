@@ -13,12 +13,24 @@ from torch import nn
 
 from secateur.errors import ModelError, nearest
 from secateur.models.factory import load_factory
+from secateur.models.icnet import ICNet
+from secateur.models.pspnet import PSPNet, pspnet50, pspnet101
+from secateur.models.resnet import ResNet, resnet18_cifar, resnet50, resnet101
 from secateur.models.segnet import SegNet
 from secateur.models.unet import UNet
 
-__all__ = ["SegNet", "UNet", "create_model", "list_models"]
+__all__ = ["ICNet", "PSPNet", "ResNet", "SegNet", "UNet", "create_model", "list_models"]
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"segnet": SegNet, "unet": UNet}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "icnet": ICNet,
+    "pspnet50": pspnet50,
+    "pspnet101": pspnet101,
+    "resnet18_cifar": resnet18_cifar,
+    "resnet50": resnet50,
+    "resnet101": resnet101,
+    "segnet": SegNet,
+    "unet": UNet,
+}
 
 
 def list_models() -> list[str]:
@@ -27,7 +39,7 @@ def list_models() -> list[str]:
     Examples:
         >>> import secateur
         >>> secateur.list_models()
-        ['segnet', 'unet']
+        ['icnet', 'pspnet101', 'pspnet50', 'resnet101', 'resnet18_cifar', 'resnet50', 'segnet', 'unet']
     """
     return sorted(NETWORKS)
 
