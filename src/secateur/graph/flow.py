@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,14 @@ class Track:
     atoms: Atoms
     own_zero: bool = False
     parent: Track | None = None
+    _whole: bool | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Every index belongs to an atom. Then writing changes nothing, and the array may be shared by all tensors."""
+        if self._whole is None:
+            self._whole = self.atoms.size > 0 and bool(self.atoms.min() >= 0)
+        return self._whole
 
     @property
     def zero(self) -> bool:
@@ -58,14 +66,23 @@ class Track:
 
     @property
     def live(self) -> bool:
-        return bool((self.atoms >= 0).any())
+        return self.whole or bool((self.atoms >= 0).any())
 
     @property
     def all_free(self) -> bool:
-        return bool((self.atoms == FREE).all())
+        return not self.whole and bool((self.atoms == FREE).all())
+
+    def live_atoms(self) -> Atoms:
+        return self.atoms if self.whole else self.atoms[self.atoms >= 0]
+
+    def copy(self, zero: bool | None = None) -> Track:
+        """The same labels for a new tensor: writing into one does not show in the other."""
+        return Track(
+            self.atoms if self.whole else self.atoms.copy(), self.zero if zero is None else zero, None, self._whole
+        )
 
     def view(self, atoms: Atoms) -> Track:
-        return Track(atoms, self.zero, self)
+        return Track(atoms, self.zero, self, True if self._whole and atoms.size else None)
 
     def lose_zero(self) -> None:
         """Written into: neither this nor anything that shares its memory is known to be zero any more."""
@@ -160,9 +177,14 @@ class Flow:
         for value in self.capture.outputs:
             place = makers[value].place if value in makers else None
             for dim in self.layouts.get(value, []):
-                self.pins.extend(Pin(t.atoms[t.atoms >= 0], "output of the network", place) for t in dim if t.live)
+                self.pins.extend(Pin(t.live_atoms(), "output of the network", place) for t in dim if t.live)
 
     # -- reading and writing layouts ----------------------------------------------------------------------------------
+
+    @cached_property
+    def parameters(self) -> set[int]:
+        """The values of parameters and buffers."""
+        return {*self.capture.names.values()}
 
     def shape(self, ref: Ref) -> tuple[int, ...]:
         return self.capture.shapes[ref.value]
@@ -180,7 +202,9 @@ class Flow:
         assert len(layout) == len(shape), f"{self.node}: layout of rank {len(layout)} for shape {shape}"
         for dim, size in zip(layout, shape, strict=True):
             assert all(len(track.atoms) == size for track in dim), f"{self.node}: a track does not fit shape {shape}"
-        self.layouts[ref.value] = [tuple(t for t in dim if (t.atoms != FIXED).any()) for dim in layout]
+        self.layouts[ref.value] = [
+            tuple([t for t in dim if t.whole or (t.atoms != FIXED).any()]) if dim else dim for dim in layout
+        ]
 
     def write(self, ref: Ref, layout: Layout) -> None:
         """The result of an in-place operator: what was FREE becomes what was written; equalities are already told."""
@@ -213,10 +237,20 @@ class Flow:
         return f"{reason}{self.node.place.where}"
 
     def pin(self, what: Dim | Track | Atoms, reason: str) -> None:
-        for atoms in _atoms_of(what):
-            atoms = atoms[atoms >= 0]
+        if isinstance(what, np.ndarray):
+            parts = [what[what >= 0]] if what.size else []
+        else:
+            parts = [track.live_atoms() for track in ((what,) if isinstance(what, Track) else what)]
+        for atoms in parts:
             if atoms.size:
-                self.pins.append(Pin(atoms.copy(), self.because(reason), self.node.place))
+                self.pins.append(Pin(atoms, self.because(reason), self.node.place))
+
+    def meet(self, a: Track, b: Track, reason: str) -> None:
+        """As `equate`, of tracks."""
+        if not (a.whole and b.whole):
+            self.equate(a.atoms, b.atoms, reason)
+        elif a.atoms is not b.atoms:
+            self.equalities.append(Equality(a.atoms, b.atoms, reason, self.index))
 
     def equate(self, a: Atoms, b: Atoms, reason: str) -> None:
         """a[i] and b[i] go together. What meets a FIXED index is pinned for `reason`; FREE meets anything."""
@@ -314,11 +348,14 @@ class Flow:
             reason: for pins.
             zero: "all" where zero needs every operand zero (a sum), "any" where one is enough (a product), "never".
         """
+        if not any(dims):
+            return ()
         size = max(sizes) if all(sizes) else 0
         full = [dim for dim, n in zip(dims, sizes, strict=True) if n == size]
-        for dim, n in zip(dims, sizes, strict=True):
-            if n != size:  # one channel spread over many: it must not glue them together, so it stays
-                self.pin(dim, f"one channel broadcast over {size}, {reason}")
+        if len(full) < len(dims):
+            for dim, n in zip(dims, sizes, strict=True):
+                if n != size:  # one channel spread over many: it must not glue them together, so it stays
+                    self.pin(dim, f"one channel broadcast over {size}, {reason}")
         tracked = [dim for dim in full if dim]
         if not tracked:
             return ()
@@ -328,12 +365,14 @@ class Flow:
             return ()
         out = []
         for tracks in self.matched(tracked, f"dimensions merged differently, {reason}"):
-            atoms = tracks[0].atoms.copy()
+            merged = tracks[0].copy()
             for track in tracks[1:]:
-                self.equate(atoms, track.atoms, reason)
-                atoms = np.where(atoms == FREE, track.atoms, atoms)
+                self.meet(merged, track, reason)
+                if not merged.whole:
+                    merged = Track(np.where(merged.atoms == FREE, track.atoms, merged.atoms))
             zeros = [track.zero for track in tracks] + [False] * (len(dims) - len(tracks))
-            out.append(Track(atoms, {"all": all, "any": any, "never": lambda _: False}[zero](zeros)))
+            merged.own_zero = {"all": all, "any": any, "never": lambda _: False}[zero](zeros)
+            out.append(merged)
         return tuple(out)
 
     def broadcast(self, refs: Sequence[Ref], shape: Sequence[int], reason: str, zero: str = "all") -> Layout:
@@ -390,17 +429,9 @@ def _take(left: list[list[Track]], rows: Iterable[Sequence[Track | None]]) -> No
                 tracks.remove(taken)
 
 
-def _atoms_of(what: Dim | Track | Atoms) -> Iterable[Atoms]:
-    if isinstance(what, Track):
-        return (what.atoms,)
-    if isinstance(what, tuple):
-        return tuple(track.atoms for track in what)
-    return (what,)
-
-
 def copied(layout: Layout, zero: bool | None = None) -> Layout:
     """The same labels for a new tensor: no shared arrays, so that writing into one does not show in the other."""
-    return [tuple(Track(t.atoms.copy(), t.zero if zero is None else zero) for t in dim) for dim in layout]
+    return [tuple([track.copy(zero) for track in dim]) if dim else dim for dim in layout]
 
 
 @cache

@@ -146,7 +146,7 @@ def _solved(
     modules = dict(model.named_modules())
     flows = []
     for run_ in captures:
-        layouts = {run_.names[t.name]: t.layout() for t in table.tensors}
+        layouts = {run_.names[tensor.name]: layout for tensor, layout in table.layouts()}
         taken = {node: option for (training, node), option in choices.items() if training == run_.training}
         flow = Flow(run_, layouts, modules, taken)
         flow.walk(RULES, elementwise.pointwise)

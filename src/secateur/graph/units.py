@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,13 +34,6 @@ class TensorInfo:
     first: tuple[int, ...]
     saved: bool = True
 
-    def layout(self) -> Layout:
-        """A fresh layout; silenced slices of what is in the state dict are zero by definition."""
-        return [
-            (Track(np.arange(first, first + n), own_zero=self.saved),) if first >= 0 else ()
-            for first, n in zip(self.first, self.shape, strict=True)
-        ]
-
 
 @dataclass(frozen=True)
 class AtomTable:
@@ -52,6 +46,18 @@ class AtomTable:
 
     def __len__(self) -> int:
         return len(self.tensor)
+
+    @cached_property
+    def _ranges(self) -> list[list[Atoms | None]]:
+        return [
+            [np.arange(first, first + n) if first >= 0 else None for first, n in zip(t.first, t.shape, strict=True)]
+            for t in self.tensors
+        ]
+
+    def layouts(self) -> Iterator[tuple[TensorInfo, Layout]]:
+        """A fresh layout of every tensor; silenced slices of what is in the state dict are zero by definition."""
+        for tensor, ranges in zip(self.tensors, self._ranges, strict=True):
+            yield tensor, [() if atoms is None else (Track(atoms, tensor.saved),) for atoms in ranges]
 
 
 def number_atoms(
@@ -115,12 +121,9 @@ def solve(table: AtomTable, equalities: Sequence[Equality], pins: Sequence[Pin],
     A component made of nothing but buffers and of dimensions that are no channels (kernels) is no unit.
     """
     n = len(table)
-    pairs = (
-        np.concatenate([np.stack((pair.a, pair.b)) for pair in equalities], axis=1)
-        if equalities
-        else np.zeros((2, 0), np.int64)
-    )
-    graph = coo_matrix((np.ones(pairs.shape[1], dtype=np.int8), (pairs[0], pairs[1])), shape=(n, n))
+    distinct = {(id(pair.a), id(pair.b)): pair for pair in equalities}.values()  # the same in train mode, mostly
+    a, b = (_joined([getattr(pair, side) for pair in distinct]) for side in ("a", "b"))
+    graph = coo_matrix((np.ones(len(a), dtype=np.int8), (a, b)), shape=(n, n))
     count, component = connected_components(graph, directed=False)
 
     channel = np.array([t.parameter for t in table.tensors], dtype=bool)[table.tensor] if n else np.zeros(0, bool)
@@ -130,8 +133,8 @@ def solve(table: AtomTable, equalities: Sequence[Equality], pins: Sequence[Pin],
     is_unit[component[channel]] = True
 
     reason = np.full(count, len(pins), dtype=np.int64)  # the first pin of a component gives its reason
-    for i in range(len(pins) - 1, -1, -1):
-        reason[component[pins[i].atoms]] = i
+    pinned = _joined([pin.atoms for pin in pins[::-1]])  # of several, the last that is written counts
+    reason[component[pinned]] = np.repeat(np.arange(len(pins))[::-1], [len(pin.atoms) for pin in pins[::-1]])
     texts = [pin.reason for pin in pins]
     # Pins with the same words are the same reason.
     words: dict[str, int] = {}
@@ -140,15 +143,15 @@ def solve(table: AtomTable, equalities: Sequence[Equality], pins: Sequence[Pin],
 
     signature = _signature(table, component, count)
     first = np.full(count, n, dtype=np.int64)
-    np.minimum.at(first, component, np.arange(n))
+    first[component[::-1]] = np.arange(n)[::-1]
     chosen = np.flatnonzero(is_unit)
     chosen = chosen[np.argsort(first[chosen], kind="stable")]
     # A group: equal signature, equal reason. Numbered by first appearance.
-    keys: dict[tuple[int, int], int] = {}
-    group = np.array(
-        [keys.setdefault((int(s), int(r)), len(keys)) for s, r in zip(signature[chosen], reason[chosen], strict=True)],
-        dtype=np.int64,
-    )
+    kinds = np.unique(signature[chosen], return_inverse=True)[1].astype(np.int64) * (len(pins) + 1) + reason[chosen]
+    _, example, kind = np.unique(kinds, return_index=True, return_inverse=True)
+    rank = np.empty(len(example), dtype=np.int64)
+    rank[np.argsort(example)] = np.arange(len(example))
+    group = rank[kind]
     order = np.argsort(group, kind="stable")
     chosen, group = chosen[order], group[order]
     number = np.full(count, FIXED, dtype=np.int64)
@@ -157,17 +160,23 @@ def solve(table: AtomTable, equalities: Sequence[Equality], pins: Sequence[Pin],
     inside = np.flatnonzero(of_atom >= 0)
     by_unit = inside[np.argsort(of_atom[inside], kind="stable")]
     start = np.searchsorted(of_atom[by_unit], np.arange(len(chosen) + 1))
-    reasons = tuple(texts[r] if r < len(texts) else None for _, r in keys)
-    causes = cause[chosen[np.unique(group, return_index=True)[1]]]
+    starts = chosen[np.unique(group, return_index=True)[1]]
+    reasons = tuple(texts[r] if r < len(texts) else None for r in reason[starts].tolist())
+    causes = cause[starts]
     places = tuple(pins[i].place if i < len(pins) else None for i in causes)
     return Units(of_atom, group, reasons, places, by_unit, start)
 
 
+def _joined(parts: Sequence[Atoms]) -> Atoms:
+    return np.concatenate(parts) if len(parts) else np.zeros(0, np.int64)
+
+
 def _signature(table: AtomTable, component: NDArray[np.int32], count: int) -> NDArray[np.uint64]:
     """A number per component that tells how many slices of which (tensor, dimension) it holds, whatever their order."""
-    slot = table.tensor.astype(np.int64) * 16 + table.dim
-    names, inverse = np.unique(slot, return_inverse=True)
-    weights = np.random.default_rng(0).integers(1, 2**63, size=len(names), dtype=np.uint64)
+    slot = table.tensor.astype(np.int64) * 16 + table.dim  # never goes down
+    number = np.cumsum(np.diff(slot, prepend=slot[:1]) != 0)
+    slots = int(number[-1]) + 1 if len(number) else 0
+    weights = np.random.default_rng(0).integers(1, 2**63, size=slots, dtype=np.uint64)
     total = np.zeros(count, dtype=np.uint64)
-    np.add.at(total, component, weights[inverse])
+    np.add.at(total, component, weights[number])
     return total

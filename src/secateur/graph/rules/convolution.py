@@ -28,7 +28,7 @@ def convolution(flow: Flow, node: Node) -> None:
     if groups == 1:
         for source, into in _beside(flow, data[1], kernel[0 if transposed else 1]):
             _meet(flow, source, into, "input of a convolution")
-        out: Dim = (Track(out_of.atoms.copy(), out_of.zero),) if out_of else ()
+        out: Dim = (out_of.copy(),) if out_of else ()
     else:
         into = flow.single(kernel[0 if transposed else 1], "merged dimensions in a convolution's weight")
         source = flow.single(data[1], "merged dimensions reach a convolution")
@@ -37,7 +37,7 @@ def convolution(flow: Flow, node: Node) -> None:
         size = flow.shape(node.outputs[0])[1]  # type: ignore[arg-type]
         out = flow.unify([out, flow.get(bias)[0]], [size, size], "bias of a convolution")
     # A sample, or a place, of zeros stays zeros only without a bias.
-    batch, *places = [tuple(Track(t.atoms, t.zero and bias is None) for t in dim) for dim in (data[0], *data[2:])]
+    batch, *places = [tuple([Track(t.atoms, t.zero and bias is None) for t in dim]) for dim in (data[0], *data[2:])]
     flow.set(node.outputs[0], [batch, out, *(dim if passes else () for dim, passes in zip(places, still, strict=True))])
 
 
@@ -62,7 +62,7 @@ def _beside(flow: Flow, a: Dim, b: Dim) -> list[tuple[Track | None, Track | None
 def _meet(flow: Flow, a: Track | None, b: Track | None, reason: str) -> None:
     """Two dimensions that are summed over together; one without labels can't shrink and pins the other."""
     if a is not None and b is not None:
-        flow.equate(a.atoms, b.atoms, reason)
+        flow.meet(a, b, reason)
         if not (a.zero or b.zero):
             flow.pin(a, f"{reason}: neither the channel nor its weights are zero when silenced")
     else:
@@ -102,7 +102,7 @@ def _grouped(
     if out_of is None:
         return ()
     flow.together(out_of.atoms.reshape(groups, -1), "groups of a convolution")
-    return (Track(out_of.atoms.copy(), out_of.zero),)
+    return (out_of.copy(),)
 
 
 def _depthwise(
@@ -131,10 +131,13 @@ def _depthwise(
     if source is None:
         flow.pin(first, "depthwise convolution of a fixed input")
         return ()
-    for column in first.atoms.reshape(groups, -1).T:
-        flow.equate(source.atoms, column, "depthwise convolution")
+    if each == 1:
+        flow.meet(source, first, "depthwise convolution")
+    else:
+        for column in first.atoms.reshape(groups, -1).T:
+            flow.equate(source.atoms, column, "depthwise convolution")
     # A filter that is made on the fly (FREE) follows the channels.
-    out = np.where(first.atoms == FREE, np.repeat(source.atoms, each), first.atoms)
+    out = first.atoms if first.whole else np.where(first.atoms == FREE, np.repeat(source.atoms, each), first.atoms)
     if transposed:
         out = np.repeat(out, flow.shape(weight)[1])
     return (Track(out, first.zero or source.zero),)

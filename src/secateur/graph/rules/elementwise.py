@@ -108,7 +108,7 @@ def sums(flow: Flow, node: Node) -> None:
     _elementwise(flow, node, "all", "residual sum" if maps else None)
     for ref in maps:
         for dim in flow.get(ref):
-            flow.summed.extend(track.atoms[track.atoms >= 0] for track in dim if track.live)
+            flow.summed.extend(track.live_atoms() for track in dim if track.live)
     # A number added to a silent channel makes it speak.
     if len(refs) < 2 or any(isinstance(a, (int, float)) and a != 0 for a in node.args[1:2]):
         out = node.outputs[0]
@@ -122,8 +122,7 @@ def _maps_summed(flow: Flow, node: Node) -> list[Ref]:
     """The feature maps of a residual, which some methods protect; none for the addition of a bias or a number."""
     if node.op.rstrip("_") not in ("add", "sub", "maximum", "minimum", "lerp"):
         return []
-    parameters = set(flow.capture.names.values())
-    maps = [ref for ref in node.inputs() if ref.value not in parameters and len(flow.shape(ref)) >= 3]
+    maps = [ref for ref in node.inputs() if ref.value not in flow.parameters and len(flow.shape(ref)) >= 3]
     return maps if len(maps) >= 2 and flow.shape(maps[0]) == flow.shape(maps[1]) else []
 
 

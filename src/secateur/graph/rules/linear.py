@@ -10,7 +10,7 @@ from secateur.graph.rules.table import rule
 def contract(flow: Flow, a: Dim, b: Dim, reason: str) -> None:
     """Sum over a pair of dimensions: removed elements must contribute nothing, so one factor has to be zero there."""
     for one, other in flow.matched([a, b], f"{reason} with a fixed size"):
-        flow.equate(one.atoms, other.atoms, reason)
+        flow.meet(one, other, reason)
         if not (one.zero or other.zero):
             flow.pin(one, f"{reason} of elements that are not zero when silenced")
 
@@ -35,7 +35,7 @@ def distances(flow: Flow, node: Node) -> None:
     a, b = node.args[:2]
     left, right = flow.get(a), flow.get(b)
     for one, other in flow.matched([left[-1], right[-1]], "compared along a dimension with a fixed size"):
-        flow.equate(one.atoms, other.atoms, "compared along a dimension")
+        flow.meet(one, other, "compared along a dimension")
         if not (one.zero and other.zero):
             flow.pin(one, "compared along a dimension whose elements are not zero when silenced")
     sizes = list(zip(flow.shape(a), flow.shape(b), strict=True))

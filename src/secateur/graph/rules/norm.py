@@ -22,7 +22,8 @@ def batch_norm(flow: Flow, node: Node) -> None:
         for dim in (layout[0], *layout[2:]):
             flow.pin(dim, "normalised over by a batch norm")
     out = copied(layout, zero=False)
-    out[1] = tuple(Track(t.atoms, _silent(flow, x, weight, others[0])) for t in channel)
+    silent = _silent(flow, x, weight, others[0])
+    out[1] = tuple([track.copy(silent) for track in channel])
     flow.set(node.outputs[0], out)
     for extra in node.outputs[1:]:  # the batch's statistics
         if extra is not None:
@@ -77,7 +78,8 @@ def group_norm(flow: Flow, node: Node) -> None:
     for dim in layout[2:]:
         flow.pin(dim, "normalised over by a group norm")
     out = copied(layout, zero=False)
-    out[1] = tuple(Track(t.atoms, _silent(flow, x, weight, bias)) for t in channel)
+    silent = _silent(flow, x, weight, bias)
+    out[1] = tuple([track.copy(silent) for track in channel])
     flow.set(node.outputs[0], out)
     for extra in node.outputs[1:]:  # (samples, groups)
         if extra is not None:
