@@ -10,6 +10,7 @@ from secateur.methods.cap import CAP
 from secateur.methods.fpgm import FPGM
 from secateur.methods.magnitude import L1, L2
 from secateur.methods.material import Material
+from secateur.methods.mcag import MCAG
 from secateur.methods.network_slimming import NetworkSlimming
 from secateur.methods.protocol import Method, Scores, Training
 from secateur.methods.random import Random
@@ -17,7 +18,7 @@ from secateur.methods.sfp import SFP
 from secateur.methods.taylor import Taylor
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (L1, L2, Random, BNScale, NetworkSlimming, FPGM, Taylor, CAP, SFP)
+    method.name: method for method in (L1, L2, Random, BNScale, NetworkSlimming, FPGM, Taylor, CAP, MCAG, SFP)
 }
 
 
