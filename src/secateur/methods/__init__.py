@@ -8,6 +8,7 @@ from secateur.errors import MethodError, nearest
 from secateur.methods.bn_scale import BNScale
 from secateur.methods.cap import CAP
 from secateur.methods.fpgm import FPGM
+from secateur.methods.gating import Gating
 from secateur.methods.magnitude import L1, L2
 from secateur.methods.material import Material
 from secateur.methods.mcag import MCAG
@@ -68,4 +69,20 @@ def make_method(method: str | Method, material: Material | None = None, **option
     return made
 
 
-__all__ = ["METHODS", "Material", "Method", "Scores", "Training", "get_method", "list_methods", "make_method"]
+def must_prune(method: Method) -> None:
+    """Refuse to cut with a method that does not.
+
+    Raises:
+        MethodError: it removes no channels.
+    """
+    if not method.prunes:
+        raise MethodError(
+            f"method {method.name} {method.summary}: there is nothing to cut; evaluate the network with the method "
+            "attached, or take a method that prunes"
+        )
+
+
+__all__ = [
+    "METHODS", "Gating", "Material", "Method", "Scores", "Training", "get_method", "list_methods", "make_method",
+    "must_prune",
+]  # fmt: skip

@@ -88,6 +88,7 @@ class Method:
     needs_data: ClassVar[bool] = False  # it makes passes of its own over `material`
     takes_data: ClassVar[bool] = False  # it makes one where data is given, and otherwise learns from the training
     needs_labels: ClassVar[bool] = False  # the targets are label maps, and `material.classes` says of which classes
+    prunes: ClassVar[bool] = True  # it removes channels
     decides: ClassVar[bool] = False  # it chooses what goes while training, layer by layer: `aim` and `decided`
     material: Material = Material()
 

@@ -15,7 +15,7 @@ from secateur.allocate import Allocation, Guard, selection
 from secateur.costs import LatencyTable
 from secateur.errors import CheckpointError, MethodError, SecateurError
 from secateur.graph import Graph, trace
-from secateur.methods import Material, Method, Training, make_method
+from secateur.methods import Material, Method, Training, make_method, must_prune
 from secateur.methods.material import Loss
 from secateur.plan import Plan, units_of
 from secateur.pruner.cutting import cut_verified
@@ -132,6 +132,7 @@ class Pruner:
             >>> pruner.finish().model[0].out_channels
             16
         """
+        must_prune(self.method)
         if not self.method.decides:
             raise MethodError(
                 f"method {self.method.name} chooses nothing while training: give the amount to finish() instead"
@@ -288,6 +289,7 @@ class Pruner:
             NothingPrunableError, BudgetError, MethodError, VerificationError: nothing was cut, and training can go on.
             PlanError: one of `averages` has other shapes than the network; the same.
         """
+        must_prune(self.method)
         if self.method.decides:
             raise MethodError(f"method {self.method.name} chooses once, while training: use aim() and finish()")
         allocation = Allocation(pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table, guard)
@@ -346,6 +348,7 @@ class Pruner:
             >>> result.model[1].num_features, result.report.ok
             (4, True)
         """
+        must_prune(self.method)
         if self.method.decides and pruning_ratio is None and budget is None and not ratios:
             if not self._stepped:
                 self.after_step()

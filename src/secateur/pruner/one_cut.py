@@ -15,7 +15,7 @@ from secateur.allocate import Allocation, Guard
 from secateur.costs import LatencyTable
 from secateur.errors import MethodError
 from secateur.graph import Graph, trace
-from secateur.methods import Material, Method, make_method
+from secateur.methods import Material, Method, make_method, must_prune
 from secateur.methods.material import Loss
 from secateur.pruner.cutting import cut_verified
 from secateur.pruner.progress import Progress
@@ -60,6 +60,7 @@ def score(
     if not isinstance(method, (str, Method)) and callable(method):
         return np.where(graph.prunable, np.asarray(method(graph), dtype=np.float64), np.inf)
     made = make_method(method, Material(data, loss, classes), **options)
+    must_prune(made)
     if made.decides:
         raise MethodError(
             f"method {made.name} chooses channels while training: secateur.Pruner(model, inputs, {made.name!r})"
