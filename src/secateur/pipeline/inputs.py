@@ -24,6 +24,7 @@ from secateur.surgery import apply
 from secateur.training import seed_everything
 from secateur.training.evaluate import device_of
 from secateur.training.optimize import segmentation_loss
+from secateur.training.pretrained import load_pretrained
 from secateur.training.weights import load_weights
 
 __all__ = ["Inputs"]
@@ -66,11 +67,13 @@ class Inputs:
             data.check()
 
     def network(self, whole: bool = False) -> nn.Module:
-        """The untrained network, the same every time; cut to `model.plan` unless it is wanted `whole`."""
+        """The network before its training, the same every time; cut to `model.plan` unless it is wanted `whole`."""
         settings = self.recipe.model
         options = dict(settings.options) if settings.width is None else {**settings.options, "width": settings.width}
         seed_everything(self.recipe.run.seed)
         model = create_model(settings.name, classes=len(self.data["train"].classes), **options)
+        if settings.pretrained is not None:
+            load_pretrained(model, settings.pretrained)
         return model if whole or self.start_plan is None else apply(model, self.start_plan, inplace=True)
 
     def pruner(self, model: nn.Module, data: Iterable[tuple[Tensor, Tensor]] | None = None) -> Pruner:

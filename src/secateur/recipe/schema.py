@@ -82,10 +82,21 @@ class Model(Section):
     )
     width: Positive | None = Field(default=None, description="channels of the first stage; null: the network's own")
     options: dict[str, Any] = Field(default={}, description="further arguments of the network's factory")
+    pretrained: File | None = Field(
+        default=None, description="a .safetensors of torchvision's resnet50 or resnet101, for the trunk"
+    )
     weights: File | None = Field(default=None, description="a .safetensors to start from (a trained parent)")
     plan: File | None = Field(
         default=None, description="a plan.json: the fresh network is cut to these widths before training"
     )
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Model:
+        if self.pretrained is not None and self.weights is not None:
+            raise PydanticCustomError(
+                "at_key", "weights are those of the whole network; expected one of the two", {"key": "pretrained"}
+            )
+        return self
 
 
 class Method(Section):
