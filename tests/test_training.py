@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -552,3 +553,46 @@ def test_a_student_learns_from_its_teacher_alone(fabric: Fabric) -> None:
     fit(student, Batches(), Settings(epochs=30, lr=0.02), fabric, distillation=Distillation(teacher, 1.0))
     assert distance() < 0.5 * before
     assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+class Refusing(Net):
+    """Runs into what a machine may refuse, in its third step."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error, self.calls = error, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += self.training
+        if self.calls == 3:
+            raise self.error
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), r"Out of memory at step 3 .*shape \(.*batch_size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "Out of memory at step 3"),
+        (MemoryError(), "Out of memory at step 3"),
+        (RuntimeError("DataLoader worker (pid(s) 42) exited unexpectedly"), "has died at step 3 .*data.workers"),
+        (OSError(errno.ENOSPC, "No space left on device", "x"), "The disk is full .*at step 3 .*--resume"),
+        (OSError("x: can't be written (I/O error: No space left on device (os error 28))"), "The disk is full"),
+    ],
+    ids=["GPU memory", "CPU memory", "Python memory", "worker", "disk", "disk, of a library"],
+)  # fmt: skip
+def test_what_the_machine_refuses_is_said_with_a_way_out(
+    tmp_path: Path, fabric: Fabric, error: Exception, said: str
+) -> None:
+    checkpoints = CheckpointFolder(tmp_path)
+    settings = Settings(epochs=2, checkpoint_minutes=0)
+    with pytest.raises(CannotError, match=said):
+        fit(Refusing(error), Batches(), settings, fabric, checkpoints=checkpoints)
+    state = checkpoints.load()
+    assert state is not None and state["position"]["step"] == 2  # the last good one is there
+
+
+def test_other_errors_are_left_as_they_are(fabric: Fabric) -> None:
+    for error in (RuntimeError("shapes do not fit"), OSError(errno.ENOENT, "no such file")):
+        with pytest.raises(type(error), match=r"shapes do not fit|no such file"):
+            fit(Refusing(error), Batches(), Settings(epochs=1), fabric)

@@ -16,6 +16,7 @@ from secateur.metrics import Scores
 from secateur.training.checkpoint import CheckpointFolder
 from secateur.training.distill import Distillation
 from secateur.training.evaluate import Loader
+from secateur.training.failures import refusals_told
 from secateur.training.finite import FiniteCheck
 from secateur.training.interrupt import Interrupt
 from secateur.training.metrics_log import MetricsLog
@@ -172,6 +173,7 @@ class _Stage:
     scores: Scores | None = None
     random_state: dict[str, Any] | None = None
     saved: float = 0.0  # when the last checkpoint was written
+    batch_shape: tuple[int, ...] = ()  # of the images in the last step
 
     def __post_init__(self) -> None:
         if self.settings.channels_last:
@@ -198,7 +200,7 @@ class _Stage:
             self.metrics.rewind(lambda line: line.get("stage") != self.stage or line.get("step", 0) <= self.at.step)
         self.display.start(self.stage, total, self.at.step)
         try:
-            with Interrupt() as interrupt:
+            with Interrupt() as interrupt, refusals_told(self.where, lambda: self.batch_shape):
                 self.saved = time.monotonic()
                 while self.at.epoch < settings.epochs:
                     self.train_epoch(interrupt)
@@ -246,7 +248,7 @@ class _Stage:
         return iter(self.loader.epoch(self.first_epoch + self.at.epoch, self.at.batch))
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
-        at, precision = self.at, self.fabric.strategy.precision
+        at, precision, self.batch_shape = self.at, self.fabric.strategy.precision, tuple(images.shape)
         layout = torch.channels_last if self.settings.channels_last else torch.contiguous_format
         images = images.to(self.fabric.device, non_blocking=True).contiguous(memory_format=layout)
         labels = labels.to(self.fabric.device, non_blocking=True)
