@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from secateur.costs import Cost, cost
     from secateur.errors import SecateurError
     from secateur.graph import Graph, Group, trace
+    from secateur.heatmaps import grad_cam
     from secateur.methods import Method, list_methods
     from secateur.models import create_model, list_models
     from secateur.plan import Plan
@@ -26,8 +27,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Compensated", "Cost", "Graph", "Group", "Guard", "Method", "Plan", "Pruner", "Report", "Result", "SecateurError",
-    "apply", "compensate", "cost", "create_model", "fold_constants", "list_methods", "list_models", "load", "prune",
-    "save", "schedule", "score", "select", "sensitivity", "trace", "verify",
+    "apply", "compensate", "cost", "create_model", "fold_constants", "grad_cam", "list_methods", "list_models", "load",
+    "prune", "save", "schedule", "score", "select", "sensitivity", "trace", "verify",
 ]  # fmt: skip
 
 # Where each public name lives; it is imported when it is first asked for, so that `secateur --help` needs no torch.
@@ -36,6 +37,7 @@ _HOMES = {
     "costs": ("Cost", "cost"),
     "errors": ("SecateurError",),
     "graph": ("Graph", "Group", "trace"),
+    "heatmaps": ("grad_cam",),
     "methods": ("Method", "list_methods"),
     "models": ("create_model", "list_models"),
     "plan": ("Plan",),
