@@ -12,27 +12,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateur.data.ade20k import ADE20K
 from secateur.data.augment import Augment
 from secateur.data.camvid import CamVid
-from secateur.data.dataset import Sample, SegmentationDataset
+from secateur.data.camvid32 import CamVid32
+from secateur.data.cifar10 import CIFAR10
+from secateur.data.cityscapes import Cityscapes
+from secateur.data.dataset import Sample, SegmentationDataset, Size, listing
+from secateur.data.folder import Folder
 from secateur.data.loader import Loader, make_loader
+from secateur.data.pairs import PairDataset
 from secateur.data.streets import Streets
+from secateur.data.voc2012 import VOC2012
 from secateur.errors import DataError, nearest
 
 __all__ = [
-    "Augment",
-    "CamVid",
-    "Loader",
-    "Sample",
-    "SegmentationDataset",
-    "Streets",
-    "class_weights",
-    "list_datasets",
-    "make_loader",
-    "open_dataset",
-]
+    "ADE20K", "CIFAR10", "VOC2012", "Augment", "CamVid", "CamVid32", "Cityscapes", "Folder", "Loader", "PairDataset",
+    "Sample", "SegmentationDataset", "Streets", "class_weights", "list_datasets", "make_loader", "open_dataset",
+]  # fmt: skip
 
-DATASETS: dict[str, type[SegmentationDataset]] = {"camvid": CamVid, "streets": Streets}
+DATASETS: dict[str, type[SegmentationDataset]] = {
+    "ade20k": ADE20K,
+    "camvid": CamVid,
+    "camvid32": CamVid32,
+    "cifar10": CIFAR10,
+    "cityscapes": Cityscapes,
+    "folder": Folder,
+    "streets": Streets,
+    "voc2012": VOC2012,
+}
 
 
 def list_datasets() -> list[str]:
@@ -44,18 +52,20 @@ def open_dataset(
     name: str,
     root: str | os.PathLike[str] | None = None,
     split: str = "train",
-    size: tuple[int, int] = (180, 240),
+    size: Size | None = (180, 240),
     limit: int | None = None,
+    complete: bool = True,
     **options: Any,
 ) -> SegmentationDataset:
     """One split of a data set.
 
     Args:
-        name: "camvid" or "streets".
-        root: folder of the data set; a drawn one takes none.
-        split: "train", "val" or "test".
-        size: (height, width) of the samples.
+        name: one of `list_datasets()`.
+        root: where the data set is, on disk; a drawn one takes none.
+        split: "train", "val" or "test"; some have others.
+        size: (height, width) of the samples; None leaves each at its own.
         limit: only the first so many samples.
+        complete: refuse a data set of which files are missing, rather than its samples when they are read.
         options: the data set's own, for instance `length` of "streets".
 
     Raises:
@@ -68,7 +78,11 @@ def open_dataset(
         if option not in allowed:
             hint = nearest(option, allowed) if allowed else "it takes none"
             raise DataError(f"data set {name!r} has no option {option!r}; {hint}")
-    return DATASETS[name](root=root, split=split, size=size, limit=limit, **options)  # type: ignore[call-arg]
+    dataset = DATASETS[name](root=root, split=split, size=size, limit=limit, **options)  # type: ignore[call-arg]
+    missing = dataset.missing() if complete else []
+    if missing:
+        raise DataError(listing(f"{name} {split}: {len(missing)} files are missing", missing))
+    return dataset
 
 
 def class_weights(dataset: SegmentationDataset, kind: str = "inverse_log") -> Tensor:

@@ -1,19 +1,23 @@
-"""What every data set is: numbered pairs of an image and its label, at one size, kept in memory once read."""
+"""What every data set is: numbered pairs of an image and its label, kept in memory once read."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from torch.utils.data import get_worker_info
 
+from secateur.data.files import resize
 from secateur.errors import DataError
 
 IGNORE = 255  # the label of pixels that belong to no class (void)
 CACHE_BYTES = 2 * 1024**3  # of decoded samples per process; what does not fit is read again each time
 SHOWN = 5  # offenders named in one message
+
+Size = tuple[int, int]  # height and width, in pixels
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class Sample:
     """One image with its label; the arrays are shared with the cache and can't be written to.
 
     image: uint8 (H, W, 3), RGB.
-    label: uint8 (H, W), class numbers, 255 = void.
+    label: uint8 (H, W), class numbers, 255 = void; (1, 1) where the image as a whole has a class.
     name: what error messages call it.
     """
 
@@ -38,10 +42,14 @@ class SegmentationDataset(ABC):
         classes: names of the classes, in the order of their numbers.
         palette: (R, G, B) of each class.
         split: "train", "val" ...
-        size: (height, width) of the samples, in pixels.
+        size: (height, width) that samples are brought to, in pixels; None leaves each as it is stored.
+
+    Attributes:
+        task: "segmentation", or "classification" if labels are of whole images.
     """
 
     ignore_index = IGNORE
+    task: Literal["segmentation", "classification"] = "segmentation"
 
     def __init__(
         self,
@@ -49,15 +57,15 @@ class SegmentationDataset(ABC):
         classes: Sequence[str],
         palette: Sequence[tuple[int, int, int]],
         split: str,
-        size: tuple[int, int],
+        size: Size | None,
     ) -> None:
-        if len(size) != 2 or min(size) < 1:
+        if size is not None and (len(size) != 2 or min(size) < 1):
             raise DataError(f"data size {tuple(size)}: expected (height, width) in pixels, for instance (180, 240)")
         self.name = name
         self.classes = tuple(classes)
         self.palette = tuple(palette)
         self.split = split
-        self.size = (int(size[0]), int(size[1]))
+        self.size = None if size is None else (int(size[0]), int(size[1]))
         self._cache: dict[int, Sample] = {}
         self._pixel_counts: np.ndarray | None = None
 
@@ -66,21 +74,31 @@ class SegmentationDataset(ABC):
         """Number of samples."""
 
     @abstractmethod
-    def _load(self, index: int) -> Sample:
-        """Reads or draws sample `index`, at `size`; DataError if it is not in order."""
+    def load(self, index: int) -> Sample:
+        """Sample `index` as it is stored, of its own size; it is not kept in memory.
+
+        Raises:
+            DataError: a file is missing or broken, or image and label do not fit together.
+        """
+
+    def missing(self) -> list[str]:
+        """The files that samples should be read from and that are not there."""
+        return []
 
     def read(self, index: int) -> Sample:
-        """Sample `index`, from memory if it was read before.
+        """Sample `index` at `size`, from memory if it was read before.
 
         Raises:
             IndexError: there is no such sample.
-            DataError: a file is broken, or image and label do not fit together.
+            DataError: a file is missing or broken, or image and label do not fit together.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} {self.split} has {len(self)} samples, there is no number {index}")
         sample = self._cache.get(index)
         if sample is None:
-            sample = self._load(index)
+            sample = self.load(index)
+            if self.size is not None:
+                sample = Sample(*resize(sample.image, sample.label, self.size), sample.name)
             sample.image.setflags(write=False)
             sample.label.setflags(write=False)
             worker = get_worker_info()

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from secateur.data.augment import Augment, normalise
-from secateur.data.dataset import SegmentationDataset
+from secateur.data.augment import Augment, Normalise
+from secateur.data.dataset import Sample, SegmentationDataset
 from secateur.errors import DataError
 
 Batch = tuple[Tensor, Tensor]
@@ -31,6 +31,7 @@ def make_loader(
     channels_last: bool = False,
     rank: int = 0,
     world_size: int = 1,
+    normalise: Normalise | None = None,
 ) -> Loader:
     """A loader over `dataset`.
 
@@ -41,15 +42,17 @@ def make_loader(
             would be those of that image, unless it is the only batch.
         seed: of the order and of the augmentation.
         workers: processes that prepare batches ahead; 0 prepares them in this one, while the training waits.
-        augment: the random warp of each sample; None for none.
+        augment: the random changes of each sample; None for none.
         channels_last: images in torch's channels_last memory format.
         rank, world_size: this process and the number of processes, of which each gets its part of every epoch: of equal
             length in training (the order is filled up from its own beginning), exact in evaluation.
+        normalise: of the colours; None for ImageNet's.
 
     Raises:
         DataError: a number is out of range.
     """
-    return Loader(dataset, batch_size, training, seed, workers, augment, channels_last, rank, world_size)
+    batches = _Batches(dataset, seed, augment, normalise or Normalise(), channels_last)
+    return Loader(batches, batch_size, training, workers, rank, world_size)
 
 
 class Loader:
@@ -61,23 +64,20 @@ class Loader:
 
     def __init__(
         self,
-        dataset: SegmentationDataset,
+        batches: _Batches,
         batch_size: int,
         training: bool,
-        seed: int,
         workers: int,
-        augment: Augment | None,
-        channels_last: bool,
         rank: int,
         world_size: int,
     ) -> None:
         if batch_size < 1 or workers < 0:
             raise DataError(f"batch_size={batch_size}, workers={workers}: expected at least 1 image and 0 workers")
-        self.dataset = dataset
+        self.dataset = batches.dataset
         self.waited = self.total = 0.0
-        self._order = _Order(len(dataset), batch_size, training, seed, rank, world_size)
+        self._order = _Order(len(batches.dataset), batch_size, training, batches.seed, rank, world_size)
         self._loader = DataLoader(
-            _Batches(dataset, seed, augment, channels_last),
+            batches,
             batch_size=None,  # a ticket is a whole batch already
             sampler=self._order,
             num_workers=workers,
@@ -149,25 +149,49 @@ class _Order(Sampler[Ticket]):
 class _Batches(Dataset[Batch | DataError]):
     """Makes the batch that a ticket asks for; runs in the workers."""
 
-    def __init__(self, dataset: SegmentationDataset, seed: int, augment: Augment | None, channels_last: bool) -> None:
-        self.dataset, self.seed, self.augment, self.channels_last = dataset, seed, augment, channels_last
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        seed: int,
+        augment: Augment | None,
+        normalise: Normalise,
+        channels_last: bool,
+    ) -> None:
+        self.dataset, self.seed, self.augment, self.normalise = dataset, seed, augment, normalise
+        self.channels_last = channels_last
 
     def __getitem__(self, ticket: Ticket) -> Batch | DataError:
         epoch, indices = ticket
-        height, width = self.dataset.size
-        images = np.empty((len(indices), height, width, 3), np.float32)
-        labels = np.empty((len(indices), height, width), np.int64)
-        for at, index in enumerate(indices):
-            try:
-                sample = self.dataset.read(index)
-            except DataError as error:
-                return error  # handed over as it is: torch would wrap a worker's exception in its traceback
-            image, label = sample.image, sample.label
-            if self.augment is not None:
-                image, label = self.augment(image, label, np.random.default_rng((self.seed, SAMPLE, epoch, index)))
-            images[at], labels[at] = normalise(image), label
+        try:
+            samples = [self._sample(epoch, index) for index in indices]
+            self._check_sizes(samples)
+        except DataError as error:
+            return error  # handed over as it is: torch would wrap a worker's exception in its traceback
+        images = np.empty((len(samples), *samples[0].image.shape), np.float32)
+        labels = np.empty((len(samples), *samples[0].label.shape), np.int64)
+        for at, sample in enumerate(samples):
+            self.normalise(sample.image, out=images[at])
+            labels[at] = sample.label
         batch = torch.from_numpy(images).permute(0, 3, 1, 2)  # NHWC in memory is channels_last
         return (batch if self.channels_last else batch.contiguous()), torch.from_numpy(labels)
+
+    def _sample(self, epoch: int, index: int) -> Sample:
+        sample = self.dataset.read(index)
+        if self.augment is None:
+            return sample
+        generator = np.random.default_rng((self.seed, SAMPLE, epoch, index))
+        return Sample(*self.augment(sample.image, sample.label, generator), name=sample.name)
+
+    @staticmethod
+    def _check_sizes(samples: list[Sample]) -> None:
+        first = samples[0]
+        for other in samples[1:]:
+            if other.image.shape != first.image.shape:
+                one, two = ("x".join(map(str, sample.image.shape[:2])) for sample in (first, other))
+                raise DataError(
+                    f"{first.name} is {one} and {other.name} is {two}, which do not fit into one batch; give a size "
+                    "that all are brought to, a crop, or batches of one image"
+                )
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 
 from secateur.data import streetthings as things
 from secateur.data.camvid import COLOURS, SPLITS
-from secateur.data.dataset import Sample, SegmentationDataset, limited
+from secateur.data.dataset import Sample, SegmentationDataset, Size, limited
 from secateur.data.streetscene import Scene, photograph
 from secateur.errors import DataError, nearest
 
@@ -39,7 +39,7 @@ class Streets(SegmentationDataset):
         self,
         root: str | os.PathLike[str] | None = None,
         split: str = "train",
-        size: tuple[int, int] = (180, 240),
+        size: Size | None = (180, 240),
         limit: int | None = None,
         length: int = 200,
         seed: int = 0,
@@ -47,6 +47,8 @@ class Streets(SegmentationDataset):
         super().__init__("streets", tuple(COLOURS), tuple(COLOURS.values()), split, size)
         if split not in SPLITS:
             raise DataError(f"streets: no split {split!r}; {nearest(split, SPLITS)}")
+        if size is None:
+            raise DataError("streets: size None; expected the (height, width) that scenes are drawn at")
         if min(size) < 32:
             raise DataError(f"streets: size {tuple(size)} is too small to draw a street in; expected at least (32, 32)")
         if length < 1 or seed < 0:
@@ -57,7 +59,8 @@ class Streets(SegmentationDataset):
     def __len__(self) -> int:
         return self._length
 
-    def _load(self, index: int) -> Sample:
+    def load(self, index: int) -> Sample:
+        assert self.size is not None
         generator = np.random.default_rng((self.seed, SPLITS.index(self.split), index))
         scene = Scene(generator, *self.size)
         things.sky(scene)

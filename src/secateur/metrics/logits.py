@@ -1,4 +1,4 @@
-"""The logits in a segmentation network's output."""
+"""The logits in a network's output, of every pixel; those of a whole image are taken for an image of one pixel."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from secateur.errors import ModelError
 
 
 def all_logits(output: object) -> list[Tensor]:
-    """The logits in a network's output, main head first: a tensor, a tuple or list of them, or a dict of them.
+    """The logits in a network's output, (N, K, H, W), main head first: a tensor, a tuple, list or dict of them.
+
+    A classifier's (N, K) become (N, K, 1, 1).
 
     Raises:
-        ModelError: the output is something else, or a tensor in it is not N x K x H x W.
+        ModelError: the output is something else, or a tensor in it is neither N x K x H x W nor N x K.
     """
     if isinstance(output, Tensor):
         tensors: list[object] = [output]
@@ -25,12 +27,12 @@ def all_logits(output: object) -> list[Tensor]:
         tensors = list(output)
     else:
         tensors = []
-    logits = [t for t in tensors if isinstance(t, Tensor) and t.dim() == 4]
+    logits = [t if t.dim() == 4 else t[..., None, None] for t in tensors if isinstance(t, Tensor) and t.dim() in (2, 4)]
     if not logits or len(logits) != len(tensors):
         shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in tensors]
         raise ModelError(
-            "A segmentation network must return logits N x classes x H x W, or a tuple, list or dict of them "
-            f"with the main head first; this one returned {type(output).__name__} {shapes}."
+            "A network must return logits N x classes x H x W, or N x classes for whole images, or a tuple, list or "
+            f"dict of them with the main head first; this one returned {type(output).__name__} {shapes}."
         )
     return logits
 
