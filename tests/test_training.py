@@ -21,7 +21,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from secateur.errors import CannotError, CheckpointError, ModelError, RecipeError
-from secateur.metrics import Confusion, Scores, all_logits
+from secateur.metrics import Confusion, Scores, all_logits, main_logits
 from secateur.training.checkpoint import CheckpointFolder
 from secateur.training.distill import Distillation
 from secateur.training.evaluate import evaluate, latency, predict, recalibrate
@@ -201,9 +201,16 @@ def test_a_batch_of_void_has_loss_and_gradient_zero(weights: Tensor | None) -> N
     assert logits.grad is not None and not logits.grad.any()
 
 
-def test_an_output_that_is_no_segmentation_is_refused_with_its_shape() -> None:
-    with pytest.raises(ModelError, match=r"\(2, 10\)"):
-        all_logits(torch.zeros(2, 10))
+def test_a_classifier_is_trained_by_the_cross_entropy_of_its_images() -> None:
+    logits, labels = torch.randn(5, CLASSES), torch.tensor([0, 2, 1, 1, 0])
+    loss = segmentation_loss(logits, labels[:, None, None])
+    assert loss.item() == pytest.approx(F.cross_entropy(logits, labels).item())
+    assert main_logits(logits, (1, 1)).flatten(1).equal(logits)
+
+
+def test_an_output_that_holds_no_logits_is_refused_with_its_shape() -> None:
+    with pytest.raises(ModelError, match=r"\(2, 10, 3\)"):
+        all_logits(torch.zeros(2, 10, 3))
     with pytest.raises(ModelError, match="NoneType"):
         all_logits(None)
 
