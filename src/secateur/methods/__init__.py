@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from secateur.errors import MethodError, nearest
+from secateur.methods.acosp import ACoSP
 from secateur.methods.bn_scale import BNScale
 from secateur.methods.cap import CAP
 from secateur.methods.fpgm import FPGM
@@ -19,7 +20,7 @@ from secateur.methods.sfp import SFP
 from secateur.methods.taylor import Taylor
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (L1, L2, Random, BNScale, NetworkSlimming, FPGM, Taylor, CAP, MCAG, SFP)
+    method.name: method for method in (L1, L2, Random, BNScale, NetworkSlimming, FPGM, Taylor, CAP, MCAG, SFP, ACoSP)
 }
 
 

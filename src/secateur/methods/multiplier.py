@@ -4,7 +4,7 @@ With y = f * conv(x; w, b) the output hangs on f only through f w and f b, chann
 
     f_j * dL/df_j  =  sum over the filter (w_j * dL/dw_j)  +  b_j * dL/db_j
 
-and likewise with gamma and beta for a batch norm. That is exact, wherever and however often the layer is called. What
+and likewise with gamma and beta for a norm. That is exact, wherever and however often the layer is called. What
 autograd has worked out for the network's own parameters is therefore all that is needed: nothing is saved for a factor,
 the product is made in place (neither convolutions nor batch norms need their own output backwards), and what stands in
 `.grad` is averaged over processes and unscaled already. Where several layers make a channel together, the sum over them
@@ -28,7 +28,10 @@ from torch.utils.hooks import RemovableHandle
 
 from secateur.graph import Graph, state_of
 from secateur.graph.operators import BATCH_NORMS, CONVOLUTIONS
+from secateur.methods.channels import units_along
+from secateur.methods.contributions import from_gradients
 from secateur.methods.sites import Site, sites_of
+from secateur.surgery import unfoldable
 from secateur.surgery.walk import Walk, is_product, operands
 
 
@@ -38,11 +41,12 @@ class Multiplier:
 
     Attributes:
         modules: names of the modules whose output is multiplied; several where they share a weight.
-        sites: names of the convolutions and linear layers that make these channels: the modules themselves, or those in
-            front of a batch norm.
+        sites: names of the convolutions and linear layers whose channels these are: the modules themselves, or those
+            that the norm alone reads.
         units: int64 (C), the unit of every channel, -1 where there is none.
-        parameters: those that could take the factors: weight (as `site` lays it out) and biases, or gamma and beta.
-        site: the layer, one of several alike.
+        parameters: those that could take the factors: weight and biases, or gamma and beta.
+        layout: a site that tells how the weight is laid out; None for norms.
+        spatial: dimensions of the output behind the channels.
         factor: (C); None for ones.
     """
 
@@ -50,8 +54,8 @@ class Multiplier:
     sites: tuple[str, ...]
     units: NDArray[np.int64]
     parameters: tuple[nn.Parameter, ...]
-    site: Site
-    spatial: int  # dimensions of the output behind the channels
+    layout: Site | None
+    spatial: int
     factor: Tensor | None = None
     _handles: list[RemovableHandle] = field(default_factory=list)
 
@@ -73,24 +77,22 @@ class Multiplier:
     def __deepcopy__(self, memo: Any) -> Multiplier:
         return self  # the hooks of a copied network multiply by the same factors
 
-    @torch.no_grad()
     def sums(self) -> Tensor:
         """f * dL/df from the gradients that are there, (C), in float32 at least."""
-        total = torch.zeros(len(self.units), device=self.device, dtype=self.dtype)
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                product = parameter.to(total.dtype) * parameter.grad
-                total += product if product.dim() == 1 else self.site.filters(product).sum(1)
-        return total
+        weight, *vectors = self.parameters
+        rows = None if self.layout is None else self.layout.filters
+        parts = [from_gradients(weight, None, rows), *(from_gradients(vector, None) for vector in vectors)]
+        zero = torch.zeros(len(self.units), device=self.device, dtype=self.dtype)
+        return sum((part for part in parts if part is not None), zero)
 
     @torch.no_grad()
     def fold(self, factor: Tensor) -> None:
         """Put a factor (C) into the parameters, so that the network computes the same without it."""
         for parameter in self.parameters:
             filters, shape = parameter, [-1, *[1] * (parameter.dim() - 1)]
-            if parameter.dim() > 1 and self.site.transposed:  # (inputs, outputs / groups, ...)
-                filters = parameter.unflatten(0, (self.site.groups, -1))
-                shape = [self.site.groups, 1, -1, *[1] * (parameter.dim() - 2)]
+            if parameter.dim() > 1 and self.layout is not None and self.layout.transposed:
+                filters = parameter.unflatten(0, (self.layout.groups, -1))  # from (inputs, outputs / groups, ...)
+                shape = [self.layout.groups, 1, -1, *[1] * (parameter.dim() - 2)]
             filters.mul_(factor.to(parameter.device, parameter.dtype).view(shape))
 
     @property
@@ -109,52 +111,72 @@ def multipliers(graph: Graph, behind_norm: Collection[str] = ()) -> list[Multipl
 
     Args:
         graph: the traced network.
-        behind_norm: names of convolutions whose channels are multiplied behind the batch norm that alone reads them,
-            where there is one.
+        behind_norm: names of layers whose channels are multiplied behind the batch norm that alone reads them; where
+            there is none, at the layer and at every batch or group norm that these channels come to.
     """
     state, walks = state_of(graph.model), [Walk(flow) for flow in graph.flows]
-    alike: dict[str, list[Site]] = {}
-    for site in sites_of(graph):
-        behind = site.module in behind_norm and site.norm != ""
-        alike.setdefault(f"norm {site.norm}" if behind else site.weight, []).append(site)
-    found = []
-    for key, sites in alike.items():
-        first, sizes = sites[0], {len(site.units) for site in sites}
-        modules: tuple[str, ...]
-        if key.startswith("norm "):
-            modules, names = (first.norm,), _affine(walks, first.norm)
-        else:
-            modules = tuple(dict.fromkeys(site.module for site in sites))
-            names = tuple(dict.fromkeys([first.weight, *(site.bias for site in sites if site.bias)]))
-            if len({(site.transposed, site.groups) for site in sites}) > 1:
-                continue
-        parameters = tuple(state.get(name) for name in names)
+    norms = _norms(graph, walks)
+    found: list[Multiplier] = []
+
+    def add(modules: Collection[str], names: Collection[str], sites: Sequence[Site], norm: _Norm | None = None) -> None:
+        """Unless the parameters do not tell."""
+        parameters = tuple(p for p in map(state.get, names) if isinstance(p, nn.Parameter) and p.requires_grad)
+        units = norm.units if norm is not None else sites[0].units
+        alike = {(len(site.units), site.transposed, site.groups) for site in (sites if norm is None else ())}
         if (
-            len(sizes) == 1
-            and all((site.units == first.units).all() for site in sites)
-            and all(isinstance(p, nn.Parameter) and p.requires_grad for p in parameters)
+            len(alike) <= 1
+            and all((site.units == units).all() for site in sites)
+            and len(parameters) == len(names)
             and _read_by_none_else(walks, names, modules)
         ):
-            spatial = state[first.weight].dim() - 2
+            spatial = norm.spatial if norm is not None else state[sites[0].weight].dim() - 2
             own = tuple(site.module for site in sites)
-            found.append(Multiplier(modules, own, first.units, parameters, first, spatial))  # type: ignore[arg-type]
+            layout = sites[0] if norm is None else None
+            found.append(Multiplier(tuple(modules), own, units, parameters, layout, spatial))
+
+    by_weight, by_norm, onwards = dict[str, list[Site]](), dict[str, list[Site]](), set[int]()
+    for site in sites_of(graph):
+        if site.module in behind_norm and site.norm in norms:
+            by_norm.setdefault(site.norm, []).append(site)
+        else:
+            by_weight.setdefault(site.weight, []).append(site)
+            onwards.update(site.units[site.units >= 0].tolist() if site.module in behind_norm else ())
+    for weight, sites in by_weight.items():
+        modules = dict.fromkeys(site.module for site in sites)
+        add(modules, dict.fromkeys([weight, *(site.bias for site in sites if site.bias)]), sites)
+    for module, norm in norms.items():
+        if module in by_norm or not onwards.isdisjoint(norm.units.tolist()):
+            add([module], norm.names, by_norm.get(module, []), norm)
     return found
 
 
-def _affine(walks: Sequence[Walk], norm: str) -> tuple[str, ...]:
-    """The names of a batch norm's gamma and beta; "" for one that is computed."""
-    found = dict.fromkeys(
-        walk.parameter(ref)
-        for walk in walks
-        for node in walk.nodes
-        if node.module == norm and node.op in BATCH_NORMS
-        for ref in node.args[1:3]
-        if ref is not None
-    )
-    return tuple(found)
+@dataclass(frozen=True, slots=True)
+class _Norm:
+    """A batch or group norm: the names of gamma and beta, the units of its channels, its output's dimensions behind."""
+
+    names: tuple[str, ...]
+    units: NDArray[np.int64]
+    spatial: int
 
 
-def _read_by_none_else(walks: Sequence[Walk], names: Sequence[str], modules: Collection[str]) -> bool:
+def _norms(graph: Graph, walks: Sequence[Walk]) -> dict[str, _Norm]:
+    """By module, those that return what they normalised, with parameters as they are."""
+    infos = {name: t for t in graph.tensors for name in (t.name, *t.aliases)}
+    found: dict[str, _Norm] = {}
+    for walk in walks:
+        returned = {(name, value) for name, values in walk.flow.capture.calls for value in values}
+        for node in walk.nodes:
+            out = node.outputs[0] if node.outputs else None
+            if node.op not in (*BATCH_NORMS, "native_group_norm") or out is None:
+                continue
+            names = tuple(walk.parameter(ref) for ref in node.args[1:3] if ref is not None)
+            if names and all(names) and (node.module, out.value) in returned:
+                units = units_along(graph, infos[names[0]], 0)
+                found.setdefault(node.module, _Norm(names, units, len(walk.flow.shape(out)) - 2))
+    return found
+
+
+def _read_by_none_else(walks: Sequence[Walk], names: Collection[str], modules: Collection[str]) -> bool:
     return all(
         node.module in modules
         for walk in walks
@@ -180,6 +202,28 @@ def covered(graph: Graph, found: Sequence[Multiplier]) -> NDArray[np.bool_]:
                 for track in flow.get(out)[1 if convolution else -1]:
                     elsewhere[graph.solution.of_atom[track.atoms[track.atoms >= 0]]] = True
     return graph.prunable & made & ~elsewhere
+
+
+def removable(graph: Graph, *, after_norm: bool) -> tuple[list[Multiplier], NDArray[np.bool_]]:
+    """Multipliers, and bool per unit: with factors of zero it is silent, and what its norms make of that can be carried
+    over into the layers that read it.
+
+    Where it could not be carried over, the factors are behind the norms, as they are everywhere with `after_norm`.
+    """
+    sites, groups = sites_of(graph), graph.solution.group_of
+    behind = {site.module for site in sites} if after_norm else set[str]()
+    while True:
+        layers = multipliers(graph, behind)
+        whole = ~np.isin(groups, groups[~covered(graph, layers)])
+        factors = {id(p) for layer in layers for p in layer.parameters}
+        zero = {name for name, tensor in state_of(graph.model).items() if id(tensor) in factors}
+        first = np.append(True, groups[1:] != groups[:-1])  # of every group one stays
+        refused = np.isin(groups, groups[list(unfoldable(graph, whole & ~first, zero))])
+        more = {site.module for site in sites if refused[site.units[site.units >= 0]].any()} - behind
+        if not more:
+            eligible = whole & ~refused
+            return [layer for layer in layers if eligible[layer.units[layer.units >= 0]].any()], eligible
+        behind |= more
 
 
 @dataclass(eq=False)

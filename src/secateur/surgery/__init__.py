@@ -1,7 +1,7 @@
 """Cut a network to a plan, prove it, keep it."""
 
 from secateur.surgery.compensate import compensate
-from secateur.surgery.constants import fold_constants
+from secateur.surgery.constants import fold_constants, unfoldable
 from secateur.surgery.consumers import Carried, Compensated
 from secateur.surgery.cut import apply
 from secateur.surgery.storage import load, save
@@ -9,5 +9,5 @@ from secateur.surgery.verify import Report, verify
 
 __all__ = [
     "Carried", "Compensated", "Report",
-    "apply", "compensate", "fold_constants", "load", "save", "verify",
+    "apply", "compensate", "fold_constants", "load", "save", "unfoldable", "verify",
 ]  # fmt: skip

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,17 +20,30 @@ from secateur.surgery.walk import Walk, channels_gone, gone_of, is_product, oper
 class FollowedConstants:
     """What every value of the eval run is, where it is one number at all places, whatever the input.
 
+    Args:
+        graph, model, plan: the network, and what is to be removed from it.
+        accept: constants may meet padding.
+        state: tensors to go by instead of the network's own.
+
     Attributes:
         state: the network's tensors with the filters of the removed channels zero.
         refused: unit -> why it can't be removed.
         rough: units that were accepted though they are exact only inside.
     """
 
-    def __init__(self, graph: Graph, model: nn.Module, plan: Plan, *, accept: bool) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        model: nn.Module,
+        plan: Plan,
+        *,
+        accept: bool,
+        state: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.graph, self.model, self.plan, self.accept = graph, model, plan, accept
         self.flow, self.walk = graph.flows[0], Walk(graph.flows[0])
         self.gone = gone_of(graph, plan)[1]
-        self.state = silenced(state_of(model), Plan(self._filters(), plan.shapes))
+        self.state = silenced(state or state_of(model), Plan(self._filters(), plan.shapes))
         self.values: dict[int, Tensor] = {}
         self.read: dict[int, Tensor] = {}  # number of a convolution or product -> its input's channels
         self.refused: dict[int, str] = {}
@@ -89,7 +103,7 @@ class FollowedConstants:
             else:
                 self._unknown(node)
                 continue
-            self.values[out.value] = _unknown_like(self.flow.shape(out)) if result is None else result
+            self.values[out.value] = self._silent(node, out) if result is None else result
             self._watch(node, out)
 
     def get(self, ref: Ref) -> Tensor:
@@ -125,14 +139,30 @@ class FollowedConstants:
             if ref.value not in self.weights:
                 self.refuse(ref, self.get(ref) != 0, f"a constant can't be followed through {node.place}")
         for out in node.outputs:
-            if out is not None:
-                self.values[out.value] = _unknown_like(self.flow.shape(out))
+            if out is not None and out.value in self.walk.readers:
+                self.values[out.value] = self._silent(node, out)
                 self._watch(node, out)
+
+    def _silent(self, node: Node, out: Ref) -> Tensor:
+        """What no rule tells: unknown, but for removed channels that are zero in the silenced network, where of all
+        that the operator reads nothing speaks."""
+        made = _unknown_like(shape := self.flow.shape(out))
+        if any(self.held(ref, self.get(ref) != 0) for ref in node.inputs() if ref.value != out.value):
+            return made
+        for dim, tracks in enumerate(self.flow.get(out)):
+            zero = np.zeros(shape[dim], dtype=bool)
+            for track in tracks:
+                if track.zero:
+                    zero |= (track.atoms >= 0) & self.gone[track.atoms]
+            if zero.any():
+                along = torch.from_numpy(zero).reshape([-1 if d == dim else 1 for d in range(len(shape))])
+                made = torch.where(along, 0.0, made)
+        return made
 
     def _watch(self, node: Node, out: Ref) -> None:
         """Refuse what is no constant any more; keep an eye on views, whose memory others may write into."""
         reason = f"no constant behind {node.place}"
-        if out.value not in self.weights:
+        if out.value in self.walk.readers and out.value not in self.weights:
             self.refuse(out, self.values[out.value].isnan(), reason)
         schema = node.target._schema
         wrote = any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)
@@ -143,7 +173,7 @@ class FollowedConstants:
             mine = self.root.get(out.value, out.value)
             for other in {mine, *(v for v, root in self.root.items() if root == mine)} - {out.value}:
                 if other in self.walk.readers:
-                    self.values[other] = _unknown_like(self.flow.capture.shapes[other])
+                    self.values[other] = self._silent(node, Ref(other))
                     self.refuse(Ref(other), self.values[other].isnan(), reason)
 
     def refuse(self, ref: Ref, where: Tensor, reason: str) -> None:

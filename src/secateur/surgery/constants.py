@@ -7,14 +7,16 @@ to the convolutions and linear layers that read it, whose bias takes it times th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur.errors import MethodError, VerificationError, nearest
-from secateur.graph import Graph, mapped_state, unwrapped
+from secateur.graph import Graph, mapped_state, state_of, unwrapped
 from secateur.graph.capture import Node
 from secateur.graph.operators import CONVOLUTIONS
 from secateur.plan import Plan, plan_of
@@ -82,15 +84,8 @@ def fold_constants(model: nn.Module, graph: Graph, plan: Plan, *, borders: str =
     model = unwrapped(model)
     check(model, plan)
     units, _ = gone_of(graph, plan)
-    refused: dict[int, str] = {}
-    while True:  # a unit that stays takes its filters out of what is silenced, so all is followed anew
-        plan = plan_of(graph, units)
-        followed = FollowedConstants(graph, model, plan, accept=borders == "accept")
-        folds = _folds(followed)
-        if not followed.refused:
-            break
-        refused.update(followed.refused)
-        units[list(followed.refused)] = False
+    followed, folds, refused = _followed(graph, model, units, accept=borders == "accept")
+    plan = followed.plan
     small = apply(model, plan)
     carried, values = [], dict[str, Tensor]()
     for fold in folds:
@@ -104,6 +99,48 @@ def fold_constants(model: nn.Module, graph: Graph, plan: Plan, *, borders: str =
     if not followed.rough:
         _verify(graph, model, small, followed.state, values)
     return Compensated(small, plan, tuple(carried), _by_group(graph, refused))
+
+
+def unfoldable(graph: Graph, units: NDArray[np.bool_], zero: Collection[str] = ()) -> dict[int, str]:
+    """Which units `fold_constants` would not remove, whatever their batch norms make of silence: unit -> why.
+
+    Borders are accepted, and no biases are made where there are none.
+
+    Args:
+        graph: the traced network; of its weights, only the shapes count.
+        units: bool per unit, those whose filters are to be silent.
+        zero: names of tensors that are to be zero.
+    """
+    draws, state = torch.Generator().manual_seed(0), dict[str, Tensor]()
+    for name, tensor in state_of(graph.model).items():
+        if tensor.is_floating_point() and tensor.dim() == 1:  # 0.5 to 1.5, so that all norms put out something positive
+            speaking = (torch.rand(tensor.shape, generator=draws) + 0.5).to(tensor)
+            tensor = -speaking if name.endswith("running_mean") else speaking * (name not in zero)
+        state[name] = tensor
+    return _followed(graph, graph.model, units.copy(), accept=True, state=state, new_biases=False)[2]
+
+
+def _followed(
+    graph: Graph,
+    model: nn.Module,
+    units: NDArray[np.bool_],
+    *,
+    accept: bool,
+    state: Mapping[str, Tensor] | None = None,
+    new_biases: bool = True,
+) -> tuple[FollowedConstants, list[_Fold], dict[int, str]]:
+    """The constants of units that can be removed, what consumers take of them, and why the others can't be.
+
+    Takes those others out of `units` (bool per unit).
+    """
+    refused: dict[int, str] = {}
+    while True:  # a unit that stays takes its filters out of what is silenced, so all is followed anew
+        followed = FollowedConstants(graph, model, plan_of(graph, units), accept=accept, state=state)
+        folds = _folds(followed, new_biases)
+        if not followed.refused:
+            return followed, folds, refused
+        refused.update(followed.refused)
+        units[list(followed.refused)] = False
 
 
 def _verify(
@@ -140,10 +177,10 @@ class _Fold:
     note: str
 
 
-def _folds(followed: FollowedConstants) -> list[_Fold]:
+def _folds(followed: FollowedConstants, new_biases: bool) -> list[_Fold]:
     """What every consumer has to take whose removed inputs are constants other than zero.
 
-    Units whose constant has no place are refused.
+    Units whose constant has no place are refused. A bias may be made as such a place with `new_biases`.
     """
     found = []
     for consumer in consumers_of(followed.graph, followed.model, followed.gone):
@@ -154,6 +191,8 @@ def _folds(followed: FollowedConstants) -> list[_Fold]:
         if not any(bool((constants != 0).any()) for constants in inputs):
             continue
         seat = Seat(problem=consumer.problem) if consumer.problem else seat_of(followed.graph, consumer)
+        if seat.bias and consumer.module.bias is None and not new_biases:
+            seat = Seat(problem="it has no bias, and none is to be made")
         rough = [_settle(followed, consumer, seat, at, inputs[0]) for at in consumer.nodes]
         if not seat.problem:
             removed = torch.from_numpy(consumer.removed)
