@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from typer.testing import CliRunner
 
 import secateur
 from secateur.cli import app
+from secateur.models import NETWORKS
 from secateur.report.published import CAP_TABLE, USES, Setting, Use
 from secateur.report.recounted import count, count_pruned, recounted_text
 
@@ -156,3 +159,21 @@ def test_the_command_prints_every_cell_and_where_it_differs() -> None:
     assert "  Unpruned       78.40       70.44   70.437350   -0.002650      557.04  557.042921   +0.002921" in text
     assert "SegNet, CamVid, FPGM: the published FLOPs are those with 19 classes, 32.950364." in text
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_the_page_of_networks_tells_names_options_and_counts() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "networks.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| `")
+    ]
+    rows = [row for row in rows if len(row) == 7]
+    assert sorted(row[0].strip("`") for row in rows) == secateur.list_models()
+    for name, _, options, size, classes, params, macs in rows:
+        name = name.strip("`")
+        defaults = {
+            key: p.default for key, p in inspect.signature(NETWORKS[name]).parameters.items() if key != "classes"
+        }
+        assert options == " ".join(f"`{key}={str(value).lower()}`" for key, value in defaults.items())
+        height, width = map(int, size.split("x"))
+        counted = count(Use(name, "", int(classes), (height, width)))
+        assert (params, macs) == (f"{counted.params:,}", f"{counted.macs:,}")
