@@ -52,9 +52,8 @@ def sensitivity_picture(path: str | Path, record: Mapping[str, Any]) -> None:
             values = [point[name] for point in curve["points"]]
             if name == "removed" or None in values:
                 continue
-            whole = name == "mIoU"
-            style = {"color": "black", "linewidth": 1.8, "zorder": 3} if whole else {"color": "0.7", "linewidth": 0.7}
-            axes.plot(shares, [100 * value for value in values], **style)
+            colour, width, above = ("black", 1.8, 3) if name == "mIoU" else ("0.7", 0.7, 2)
+            axes.plot(shares, [100 * value for value in values], color=colour, linewidth=width, zorder=above)
         axes.set_title(f"{curve['group']} ({curve['units']})", fontsize=7)
         axes.set_ylim(0, 100)
         axes.set_xlim(0, 100)
