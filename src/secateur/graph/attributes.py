@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from secateur.graph.flow import Atoms, Flow
+from secateur.graph.inside import named_modules_of
 from secateur.graph.units import AtomTable, TensorInfo
 
 
@@ -77,7 +78,7 @@ def numbers_of(model: nn.Module, table: AtomTable) -> Iterator[Number]:
         info = table.tensors[tensor]
         return np.arange(info.first[dim], info.first[dim] + info.shape[dim]) if info.first[dim] >= 0 else None
 
-    for name, module in model.named_modules():
+    for name, module in named_modules_of(model):
         for attribute, role, dim, times, each in _roles(module):
             tensor = _own(module, name, role, by_name, table)
             if tensor is None or dim >= len(table.tensors[tensor].shape):
@@ -115,7 +116,7 @@ def _numbers_of_weight(flow: Flow, name: str, value: int, modules: Mapping[str, 
 def kernels_of(model: nn.Module) -> set[str]:
     """The weights of torch's convolutions, under every name that a parametrisation gives them."""
     found: set[str] = set()
-    for name, module in model.named_modules():
+    for name, module in named_modules_of(model):
         if isinstance(module, _ConvNd):
             prefix = f"{name}." if name else ""
             found.update(f"{prefix}{candidate}" for candidate in _spellings("weight"))

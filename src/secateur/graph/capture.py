@@ -27,9 +27,9 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils import _pytree as pytree
 
 from secateur.errors import ModelError
-from secateur.graph.inside import distinct_modules, holders_of, modules_of, state_of
+from secateur.graph.inside import distinct_modules, holders_of, inside_of, modules_of, state_of
 from secateur.graph.keep import attributes_kept
-from secateur.graph.meta import Mode, call
+from secateur.graph.meta import Answers, Mode, call
 
 _TORCH = str(Path(torch.__file__).parent)
 _OURS = tuple(str(path) for path in Path(__file__).parents[1].iterdir() if path.name != "models")
@@ -74,17 +74,14 @@ class Node:
     target: Any  # the OpOverload itself
     args: tuple[Any, ...]  # tensors replaced by Ref
     kwargs: dict[str, Any]
+    refs: tuple[Ref, ...]  # every tensor argument, in order, those inside lists included
     outputs: tuple[Ref | None, ...]
     module: str  # dotted name of the innermost module that was running
     source: str  # file:line of the calling code outside torch
 
     def inputs(self) -> Iterator[Ref]:
         """Every tensor argument, in order, those inside lists included."""
-        for argument in (*self.args, *self.kwargs.values()):
-            if isinstance(argument, Ref):
-                yield argument
-            elif isinstance(argument, (list, tuple)):
-                yield from (item for item in argument if isinstance(item, Ref))
+        return iter(self.refs)
 
     @property
     def place(self) -> Place:
@@ -108,8 +105,9 @@ class Capture:
 
 
 class _Recorder(Mode):
-    def __init__(self, capture: Capture, modules: Mapping[int, str]) -> None:
+    def __init__(self, capture: Capture, modules: Mapping[int, str], known: Answers) -> None:
         super().__init__()
+        self.known = known
         self.capture = capture
         self.modules = modules
         self.stack: list[str] = []
@@ -125,11 +123,13 @@ class _Recorder(Mode):
             self.alive.append(tensor)
         return ref
 
-    def _recorded(self, argument: Any) -> Any:
+    def _recorded(self, argument: Any, inputs: list[Ref]) -> Any:
         if isinstance(argument, Tensor):
-            return self.ref(argument)
+            ref = self.ref(argument)
+            inputs.append(ref)
+            return ref
         if isinstance(argument, (list, tuple)):
-            return [item if type(item) is int else self._recorded(item) for item in argument]
+            return [item if type(item) is int else self._recorded(item, inputs) for item in argument]
         return argument
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -138,9 +138,10 @@ class _Recorder(Mode):
                 out = func.decompose(*args, **(kwargs or {}))
             if out is not NotImplemented:
                 return out
-        recorded = tuple([item if type(item) in _PLAIN else self._recorded(item) for item in args])
-        named = {key: self._recorded(argument) for key, argument in kwargs.items()} if kwargs else {}
-        out = call(func, args, kwargs)
+        inputs: list[Ref] = []
+        recorded = tuple([item if type(item) in _PLAIN else self._recorded(item, inputs) for item in args])
+        named = {key: self._recorded(argument, inputs) for key, argument in kwargs.items()} if kwargs else {}
+        out = call(func, args, kwargs, self.known)
         outputs: tuple[Ref | None, ...]
         if type(out) is Tensor:
             outputs = (self.ref(out),)
@@ -148,7 +149,8 @@ class _Recorder(Mode):
             results = out if isinstance(out, (list, tuple)) else (out,)
             outputs = tuple([self.ref(item) if isinstance(item, Tensor) else None for item in results])
         module = self.stack[-1] if self.stack else ""
-        self.capture.nodes.append(Node(_name(func), func, recorded, named, outputs, module, self.lines.caller()))
+        source = self.lines.caller()
+        self.capture.nodes.append(Node(_name(func), func, recorded, named, tuple(inputs), outputs, module, source))
         return out
 
     @contextmanager
@@ -406,7 +408,8 @@ def capture(model: nn.Module, example_inputs: Any, *, training: bool, meta: bool
     if lazy:
         raise ModelError(f"{type(model).__name__}: {lazy[0]} has no shape yet; run the network once before tracing it")
     record = Capture(training=training, meta=meta)
-    recorder = _Recorder(record, {id(module): name for name, module in reversed(modules_of(model))})
+    names = {id(module): name for name, module in reversed(modules_of(model))}
+    recorder = _Recorder(record, names, inside_of(model).known)
     inputs = fresh_inputs(twice(example_inputs) if training else example_inputs, meta)
     state = mapped_state(model, to_meta if meta else detached)
     for name, tensor in state.items():

@@ -263,7 +263,7 @@ class Flow:
     def barrier(self, reason: str) -> None:
         """Pin all that the node at work touches; its outputs carry nothing, and what it writes into follows nothing."""
         written = {out.value for out in self.node.outputs if out is not None}
-        for ref in self.node.inputs():
+        for ref in self.node.refs:
             for dim in self.get(ref):
                 self.pin(dim, reason)
                 if ref.value in written:
@@ -271,7 +271,7 @@ class Flow:
                         track.lose_zero()
                         track.atoms[track.atoms == FREE] = FIXED
         for out in self.node.outputs:
-            if out is not None and not any(out.value == ref.value for ref in self.node.inputs()):
+            if out is not None and not any(out.value == ref.value for ref in self.node.refs):
                 self.set(out, [() for _ in self.shape(out)])
 
     def together(self, table: Atoms, reason: str) -> Atoms:

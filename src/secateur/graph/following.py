@@ -100,7 +100,7 @@ def _sizes(trial: Trial, groups: set[int]) -> dict[tuple[int, str], dict[int, At
     solution, found = trial.graph.solution, dict[tuple[int, str], dict[int, Atoms]]()
     for flow in trial.graph.flows:
         for node in flow.capture.nodes:
-            for ref in (*node.inputs(), *(out for out in node.outputs if out is not None)):
+            for ref in (*node.refs, *(out for out in node.outputs if out is not None)):
                 for track in (track for dim in flow.get(ref) for track in dim if (track.atoms >= 0).all()):
                     units = solution.of_atom[track.atoms]
                     mine = set(solution.group_of[units].tolist()) if (units >= 0).all() else set()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -29,10 +29,12 @@ class Inside:
     Attributes:
         model: the network.
         kept: what its attributes were, for who has to put them back.
+        known: what operators gave on meta tensors, for who runs it again.
     """
 
     model: nn.Module
     kept: Any = None
+    known: dict[Any, Any] = field(default_factory=dict)
 
     @cached_property
     def modules(self) -> list[tuple[str, nn.Module]]:
@@ -53,15 +55,26 @@ class Inside:
         return [*{id(module): module for _, module in self.modules}.values()]
 
     @cached_property
+    def named(self) -> list[tuple[str, nn.Module]]:
+        first = {id(module): name for name, module in reversed(self.modules)}
+        return [(name, module) for name, module in self.modules if first[id(module)] == name]
+
+    @cached_property
+    def parameters(self) -> list[Slot]:
+        return self._held("_parameters")
+
+    @cached_property
     def slots(self) -> list[Slot]:
+        return [*self.parameters, *self._held("_buffers")]
+
+    def _held(self, kind: str) -> list[Slot]:
         found = []
-        for kind in ("_parameters", "_buffers"):
-            for prefix, module in self.modules:
-                if not isinstance(module, torch.jit.ScriptModule):
-                    held = module.__dict__[kind]
-                    for key, tensor in held.items():
-                        if tensor is not None:
-                            found.append((f"{prefix}.{key}" if prefix else key, held, key))
+        for prefix, module in self.modules:
+            if not isinstance(module, torch.jit.ScriptModule):
+                held = vars(module)[kind]
+                for key, tensor in held.items():
+                    if tensor is not None:
+                        found.append((f"{prefix}.{key}" if prefix else key, held, key))
         return found
 
     @cached_property
@@ -101,6 +114,11 @@ def modules_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return inside_of(model).modules
 
 
+def named_modules_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every module under its first name."""
+    return inside_of(model).named
+
+
 def distinct_modules(model: nn.Module) -> list[nn.Module]:
     """Every module once."""
     return inside_of(model).distinct
@@ -131,3 +149,12 @@ def unsaved_of(model: nn.Module) -> set[str]:
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer under every name it has; those of TorchScript parts can't be changed: absent."""
     return {name: held[key] for name, held, key in slots_of(model)}
+
+
+def set_number(module: nn.Module, key: str, value: int) -> None:
+    """As `setattr`, which asks of everything whether it is a parameter."""
+    own, kind = vars(module), type(module)
+    if key in own and kind.__setattr__ is nn.Module.__setattr__ and not hasattr(kind, key):
+        own[key] = value
+    else:
+        setattr(module, key, value)

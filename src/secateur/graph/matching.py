@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from secateur.errors import MethodError, nearest
 from secateur.graph.attributes import output_dim
+from secateur.graph.inside import named_modules_of
 from secateur.graph.network import Graph
 
 
@@ -29,7 +30,9 @@ def match_groups(graph: Graph, patterns: str | Iterable[str], what: str) -> dict
         MethodError: a pattern names no group's channels.
     """
     patterns = [patterns] if isinstance(patterns, str) else patterns
-    modules = dict(graph.model.named_modules())
+    if not patterns:
+        return {}
+    modules = dict(named_modules_of(graph.model))
     names = [
         {group.name}.union(*(_prefixes(tensor) for tensor, dim in group.members if dim == output_dim(modules, tensor)))
         for group in graph.groups

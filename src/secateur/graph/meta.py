@@ -9,7 +9,7 @@ sizes that don't fit each other, which are errors) is left to PyTorch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import prod
 from typing import Any
 
@@ -21,16 +21,75 @@ aten = torch.ops.aten
 
 _FLOATS = (torch.float32, torch.float64)
 _META = torch.device("meta")
+_PLAIN = frozenset(
+    (type(None), int, float, bool, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
+)  # what arguments beside tensors are
 
 
-def call(func: Any, args: Sequence[Any], kwargs: dict[str, Any] | None) -> Any:
-    """The result of an operator: told directly where it can be, computed by PyTorch otherwise."""
-    rule = RULES.get(func)
+def call(func: Any, args: Sequence[Any], kwargs: dict[str, Any] | None, known: Answers | None = None) -> Any:
+    """The result of an operator: told directly where it can be, computed by PyTorch otherwise.
+
+    Args:
+        func: the operator.
+        args, kwargs: as it was called.
+        known: what PyTorch computed before; what it computes now is added.
+    """
+    rule = _RULES.get(id(func))  # hashing an operator takes longer than what most rules do
     if rule is not None and not kwargs:
         out = rule(*args)
         if out is not None:
             return out
-    return func(*args, **(kwargs or {}))
+    if known is None or not _makes_tensors(func):
+        return func(*args, **(kwargs or {}))
+    key = _described((func.name(), torch.get_default_dtype(), args, kwargs or {}))
+    forms = None if key is None else known.get(key)
+    if forms is not None:
+        made = [torch.empty_strided(size, strides, dtype=dtype, device=_META) for size, strides, dtype in forms]
+        return made[0] if len(func._schema.returns) == 1 else tuple(made)
+    out = func(*args, **(kwargs or {}))
+    results = out if isinstance(out, tuple) else (out,)
+    if key is not None and all(map(_is_meta, results)) and not _share(results, args):
+        known[key] = [(item.shape, item.stride(), item.dtype) for item in results]
+    return out
+
+
+Answers = dict[
+    Any, list[tuple[Any, ...]]
+]  # operator with its arguments' forms -> (shape, strides, type) of its results
+
+
+@cache
+def _makes_tensors(func: Any) -> bool:
+    """A function of PyTorch's own that makes new tensors, and nothing else, from others."""
+    schema = func._schema
+    if not any("Tensor" in str(item.type) for item in schema.arguments):
+        return False
+    plain = all(item.alias_info is None for item in (*schema.arguments, *schema.returns))
+    return plain and schema.name.startswith("aten::") and all(str(item.type) == "Tensor" for item in schema.returns)
+
+
+def _described(item: Any) -> Any:
+    """Arguments with the forms of meta tensors in place of these; None if there is more to it than forms."""
+    if type(item) is Tensor:
+        return (item.shape, item.stride(), item.dtype) if _is_meta(item) else None
+    if isinstance(item, (list, tuple)):
+        parts = tuple([_described(part) for part in item])
+        return None if None in parts else parts
+    if isinstance(item, dict):
+        return _described([*item.items()])
+    return (type(item), item) if type(item) in _PLAIN else None
+
+
+def _share(results: Sequence[Tensor], args: Sequence[Any]) -> bool:
+    """A result is an argument, or shares its memory."""
+    given = [item for part in args for item in (part if isinstance(part, (list, tuple)) else (part,))]
+    memory = {item.untyped_storage()._cdata for item in given if isinstance(item, Tensor)}
+    return any(item.untyped_storage()._cdata in memory for item in results)
+
+
+def _is_meta(item: Any) -> bool:
+    usual = type(item) is Tensor and item.is_meta and item.layout is torch.strided
+    return usual and not item.is_complex() and not item.is_inference()
 
 
 class Mode(TorchDispatchMode):
@@ -42,10 +101,18 @@ class Mode(TorchDispatchMode):
 
 
 class Answering(Mode):
-    """While this is entered, operators on meta tensors cost little."""
+    """While this is entered, operators on meta tensors cost little.
+
+    Args:
+        known: as for `call`.
+    """
+
+    def __init__(self, known: Answers | None = None) -> None:
+        super().__init__()
+        self.known = known
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return call(func, args, kwargs)
+        return call(func, args, kwargs, self.known)
 
 
 @lru_cache(maxsize=8192)
@@ -270,3 +337,5 @@ RULES: dict[Any, Callable[..., Any]] = {
         _in_place,
     ),
 }
+
+_RULES = {id(func): rule for func, rule in RULES.items()}

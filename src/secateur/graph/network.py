@@ -18,6 +18,7 @@ from secateur.graph.capture import Place
 from secateur.graph.couplings import Coupling, couplings
 from secateur.graph.explain import CostOf, explain
 from secateur.graph.flow import Flow
+from secateur.graph.inside import named_modules_of
 from secateur.graph.units import AtomTable, TensorInfo, Units
 
 
@@ -106,7 +107,7 @@ class Graph:
     def groups(self) -> tuple[Group, ...]:
         """All groups, in the order of the network."""
         ends = np.searchsorted(self.solution.group_of, np.arange(len(self.solution.reasons) + 1))
-        modules, shapes = dict(self.model.named_modules()), {tensor.name: tensor for tensor in self.tensors}
+        modules, shapes = dict(named_modules_of(self.model)), {tensor.name: tensor for tensor in self.tensors}
         groups, used = [], Counter[str]()
         for number, reason in enumerate(self.solution.reasons):
             units = tuple(range(int(ends[number]), int(ends[number + 1])))
@@ -189,7 +190,7 @@ class Graph:
         found = tuple(g for g in self.groups if any(t == tensor or t.startswith(prefix) for t, _ in g.members))
         found = found or self._running_through(name)
         if not found:
-            modules = {n for n, _ in self.model.named_modules() if n}
+            modules = {n for n, _ in named_modules_of(self.model) if n}
             tensors = {n for t in self.tensors for n in (t.name, *t.aliases)}
             known = {g.name for g in self.groups} | modules | tensors
             network = type(self.model).__name__

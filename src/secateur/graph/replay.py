@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from secateur.graph.capture import Capture, Place
 from secateur.graph.flow import FREE, Atoms, Dim, Flow, Layout
-from secateur.graph.meta import Mode, call
+from secateur.graph.meta import Answering, Answers, call
 
 Shape = tuple[int, ...]
 
@@ -88,18 +88,18 @@ def _facts(func: Any) -> _Facts | None:
     return _Facts(_SAME.get(schema.name, schema.name), numbers, geometry)
 
 
-class Replay(Mode):
+class Replay(Answering):
     """Writes down what the network does in another run: of every operator the name, the numbers that it got, and the
     shapes that it made."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, known: Answers | None = None) -> None:
+        super().__init__(known)
         self.names: list[str] = []
         self.numbers: list[tuple[Any, ...]] = []
         self.shapes: list[tuple[Shape, ...]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = call(func, args, kwargs)
+        out = call(func, args, kwargs, self.known)
         facts = _facts(func)
         if facts is not None:
             self.names.append(facts.name)

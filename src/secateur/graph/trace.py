@@ -15,7 +15,7 @@ from secateur.graph.attributes import Number, kernels_of, numbers_of, numbers_of
 from secateur.graph.capture import Capture, capture, unwrapped
 from secateur.graph.flow import Choice, Equality, Flow, Pin
 from secateur.graph.following import following
-from secateur.graph.inside import unsaved_of, walked_once
+from secateur.graph.inside import inside_of, named_modules_of, unsaved_of, walked_once
 from secateur.graph.keep import no_collection
 from secateur.graph.network import Graph
 from secateur.graph.operators import CONVOLUTIONS
@@ -117,13 +117,13 @@ def _capture(model: nn.Module, example_inputs: Any, training: bool) -> Capture:
 def _table(model: nn.Module, captures: Sequence[Capture]) -> AtomTable:
     """Atoms of all tensors, numbered in the order in which forward uses them."""
     state = capturing.state_of(model)
-    parameters = {id(p) for p in model.parameters()}
+    parameters = {id(held[key]) for _, held, key in inside_of(model).parameters}
     names: dict[int, list[str]] = {}
     unsaved = unsaved_of(model)
     for name, tensor in sorted(state.items(), key=lambda item: item[0] in unsaved):  # a name in the state dict first
         names.setdefault(id(tensor), []).append(name)
     owner = {captures[0].names[name]: id(tensor) for name, tensor in state.items()}
-    order = dict.fromkeys(owner[ref.value] for node in captures[0].nodes for ref in node.inputs() if ref.value in owner)
+    order = dict.fromkeys(owner[ref.value] for node in captures[0].nodes for ref in node.refs if ref.value in owner)
     order.update(dict.fromkeys(names))  # the unused ones behind
     named = [(names[i][0], tuple(names[i][1:]), tuple(state[names[i][0]].shape), i in parameters) for i in order]
     kernels = kernels_of(model)
@@ -143,7 +143,7 @@ def _solved(
     told: Sequence[Number],
     ties: Sequence[Equality],
 ) -> Graph:
-    modules = dict(model.named_modules())
+    modules = dict(named_modules_of(model))
     flows = []
     for run_ in captures:
         layouts = {run_.names[tensor.name]: layout for tensor, layout in table.layouts()}
@@ -174,7 +174,7 @@ def _unused(
     """Tensors that forward never touches go along with what their layer uses of its own; or they stay as they are."""
     used = set()
     for run_ in captures:
-        touched = {ref.value for node in run_.nodes for ref in node.inputs()} | set(run_.outputs)
+        touched = {ref.value for node in run_.nodes for ref in node.refs} | set(run_.outputs)
         used |= {name for name, value in run_.names.items() if value in touched}
     beside, pins = [], []
     known = [tensor for tensor in table.tensors if tensor.name in used]

@@ -20,7 +20,7 @@ from secateur.graph.attributes import Number, values_after
 from secateur.graph.capture import Place, mapped_state, mode_of, run, tensors_in, twice
 from secateur.graph.flow import Flow
 from secateur.graph.guilt import find_guilty
-from secateur.graph.inside import modules_of
+from secateur.graph.inside import inside_of, modules_of, named_modules_of, set_number
 from secateur.graph.meta import Answering
 from secateur.graph.network import Graph, Group
 from secateur.graph.replay import Failure, Foretold, Replay, same_code
@@ -38,7 +38,7 @@ class Trial:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.modules = dict(graph.model.named_modules())
+        self.modules = dict(named_modules_of(graph.model))
         self.names = {id(module): name for name, module in self.modules.items()}
         self._known: dict[int, Foretold] = {}  # by the flow's id
         self.free = [g for g, group in enumerate(graph.groups) if group.pinned is None and len(group) > 1]
@@ -128,7 +128,7 @@ class Trial:
             meta, mode = flow.capture.meta, flow.capture.training
             inputs = twice(graph.example_inputs) if mode else graph.example_inputs
             change = _shrunk(graph, gone, gradients) if meta else _cut(slices, gradients)
-            seen = Replay() if strict else None
+            seen = Replay(inside_of(graph.model).known) if strict else None
             with mode_of(graph.model, mode), numbers_set(graph.model, values):
                 try:
                     output = self._run(mapped_state(graph.model, change), inputs, meta, seen)
@@ -139,7 +139,7 @@ class Trial:
             expected = [flow.capture.shapes[value] for value in flow.capture.outputs]
             before = None
             if not meta and (strict or shapes != expected):  # sizes may depend on values: those of the silenced
-                before = Replay()
+                before = Replay(inside_of(graph.model).known)
                 with mode_of(graph.model, mode):
                     silent = self._run(mapped_state(graph.model, _silenced(slices)), inputs, meta, before)
                 expected = [tuple(t.shape) for t in tensors_in(silent)]
@@ -154,12 +154,16 @@ class Trial:
     def _run(self, state: Mapping[str, Tensor], inputs: Any, meta: bool, mode: TorchDispatchMode | None) -> Any:
         fresh = capturing.fresh_inputs(inputs, meta)
         # With gradients on, as in the capture: some modules take other operators without them.
-        with torch.random.fork_rng(devices=[]), torch.enable_grad(), mode or Answering():
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.enable_grad(),
+            mode or Answering(inside_of(self.graph.model).known),
+        ):
             return run(self.graph.model, state, fresh)
 
     def _fickle(self, flow: Flow, inputs: Any) -> bool:
         """The network calculates with other numbers in every run (drawn by Python's own generator, or counted)."""
-        seen, meta = Replay(), flow.capture.meta
+        seen, meta = Replay(inside_of(self.graph.model).known), flow.capture.meta
         whole = mapped_state(self.graph.model, capturing.to_meta if meta else capturing.detached)
         with mode_of(self.graph.model, flow.capture.training):
             self._run(whole, inputs, meta, seen)
@@ -179,7 +183,7 @@ class Trial:
         for flow in self.graph.flows:
             for node in flow.capture.nodes:
                 mine = found.setdefault(node.module, set())
-                for ref in node.inputs():
+                for ref in node.refs:
                     for dim in flow.get(ref):
                         for track in dim:
                             units = solution.of_atom[track.atoms[track.atoms >= 0]]
@@ -307,11 +311,11 @@ def _draws(graph: Graph) -> list[_Draw]:
             size = len(group)
             options = [(k + number + 1) % 2] if size == 2 else (generator.permutation(max(2, size - 2)) + 1).tolist()
             # A map may hold one channel of each unit, or all of them (before a pixel shuffle, say).
-            takes = [{(size * n, count * n) for n in (1, width)} for count in options]
-            which = next((i for i, take in enumerate(takes) if not take & used), None)
-            crowded = crowded or which is None
-            counts.append(options[which or 0])
-            used |= takes[which or 0]
+            taken = next((n for n in options if not {(size, n), (size * width, n * width)} & used), None)
+            crowded = crowded or taken is None
+            count = options[0] if taken is None else taken
+            counts.append(count)
+            used |= {(size, count), (size * width, count * width)}
         draws.append(_Draw(drawn(counts), True, not number))
     return draws
 
@@ -330,18 +334,9 @@ def numbers_set(model: nn.Module, numbers: Mapping[str, Mapping[str, int]]) -> A
     try:
         for name, values in numbers.items():
             for key, value in values.items():
-                _put(modules[name], key, value)
+                set_number(modules[name], key, value)
         yield
     finally:
         for module, key, value in before:
             if vars(module).get(key) is not value:
-                _put(module, key, value)
-
-
-def _put(module: nn.Module, key: str, value: int) -> None:
-    """As `setattr`, which asks of everything whether it is a parameter."""
-    own, kind = vars(module), type(module)
-    if key in own and kind.__setattr__ is nn.Module.__setattr__ and not hasattr(kind, key):
-        own[key] = value
-    else:
-        setattr(module, key, value)
+                set_number(module, key, value)

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from secateur.errors import PlanError, nearest
 from secateur.graph import no_collection, state_of, unwrapped
+from secateur.graph.inside import distinct_modules, modules_of, set_number, walked_once
 from secateur.plan import Plan
 
 
@@ -57,6 +58,11 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, optimizer: Opt
         8
     """
     model = unwrapped(model)
+    with no_collection(), walked_once():
+        return _applied(model, plan, inplace, optimizer)
+
+
+def _applied(model: nn.Module, plan: Plan, inplace: bool, optimizer: Optimizer | None) -> nn.Module:
     check(model, plan)
     old, smaller = state_of(model), dict[int, Tensor]()
     for name, dims in plan.slices.items():
@@ -68,12 +74,11 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, optimizer: Opt
                 _cut_state(optimizer, tensor, kept)
             smaller[id(tensor)] = _replace(tensor, select(tensor.detach(), kept), gradient, inplace)
     # The copy takes the cut tensors as they are: what goes is never copied.
-    with no_collection():
-        target = model if inplace else copy_of(model, smaller)
-    modules = dict(target.named_modules())
+    target = model if inplace else copy_of(model, smaller)
+    modules = dict(modules_of(target))
     for module, values in plan.numbers.items():
         for attribute, value in values.items():
-            setattr(modules[module], attribute, value)
+            set_number(modules[module], attribute, value)
     _recompute(target)
     if optimizer is not None and not inplace:
         new = state_of(target)
@@ -84,7 +89,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, optimizer: Opt
 def _recompute(model: nn.Module) -> None:
     """Old-style weight and spectral norm, and torch's own masks, keep the computed weight, which tells its size, until
     the next forward."""
-    for module in nn.Module.modules(model):
+    for module in distinct_modules(model):
         for hook in module._forward_pre_hooks.values():
             with torch.no_grad():
                 if isinstance(hook, WeightNorm):
@@ -121,7 +126,7 @@ def check(model: nn.Module, plan: Plan) -> None:
             wrong.append(f"{name}: the plan does not tell its shape")
         elif tuple(state[name].shape) != plan.shapes[name]:
             wrong.append(f"{name}: shape {tuple(state[name].shape)}, the plan was made for {plan.shapes[name]}")
-    modules = dict(model.named_modules())
+    modules = dict(modules_of(model))
     for module, values in plan.numbers.items():
         for attribute in values:
             if module not in modules or not isinstance(getattr(modules[module], attribute, None), int):
@@ -192,7 +197,7 @@ _ATOMS = frozenset(
 )  # fmt: skip
 
 
-def _deep_copy(item: Any, made: dict[int, Any]) -> Any:
+def _deep_copy(item: Any, made: dict[Any, Any]) -> Any:
     """What `copy.deepcopy` gives, with a shorter way for modules that are copied in no way of their own."""
     kind: Any = type(item)
     if kind in _ATOMS:
@@ -209,11 +214,36 @@ def _deep_copy(item: Any, made: dict[int, Any]) -> Any:
         new = made[id(item)] = []
         new.extend([_deep_copy(value, made) for value in item])
         return new
+    if kind is set:
+        new = made[id(item)] = {_deep_copy(value, made) for value in item}
+        return new
+    if kind is tuple and _ATOMS.issuperset(map(type, item)):
+        return item
+    if kind is Tensor and _owns_its_memory(item, made):
+        with torch.no_grad():
+            new = made[id(item)] = item.clone()
+        made["torch"][item.untyped_storage()._cdata] = new.untyped_storage()  # as torch does, for views of it
+        return new
     if _plain(kind) and "__deepcopy__" not in vars(item):
         new = made[id(item)] = kind.__new__(kind)
-        vars(new).update({key: _deep_copy(value, made) for key, value in vars(item).items()})
+        attributes = {key: _deep_copy(value, made) for key, value in vars(item).items()}
+        if kind.__setstate__ is nn.Module.__setstate__:
+            vars(new).update(attributes)
+        else:
+            new.__setstate__(attributes)
         return new
     return copy.deepcopy(item, made)
+
+
+def _owns_its_memory(tensor: Tensor, made: dict[Any, Any]) -> bool:
+    """An ordinary tensor by itself: not a part of another, asking for no gradient, with no marks on it."""
+    if not (tensor.layout is torch.strided and tensor.device.type in ("cpu", "cuda") and tensor.is_contiguous()):
+        return False
+    if tensor.requires_grad or tensor.grad is not None or tensor.is_quantized or tensor.is_complex() or vars(tensor):
+        return False
+    storage = tensor.untyped_storage()
+    alone = storage.nbytes() == tensor.numel() * tensor.element_size() > 0 and not tensor.is_neg()
+    return alone and storage._cdata not in made.setdefault("torch", {})
 
 
 @cache
@@ -226,7 +256,7 @@ def _plain(kind: type) -> bool:
         and not any(hasattr(kind, name) for name in ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__"))
         and all(
             getattr(kind, name, None) is getattr(nn.Module, name, None)
-            for name in ("__new__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
+            for name in ("__new__", "__reduce__", "__reduce_ex__", "__getstate__")
         )
     )
 

@@ -65,7 +65,7 @@ def _shape(flow: Flow, node: Node) -> tuple[int, ...]:
 
 
 def _elementwise(flow: Flow, node: Node, zero: str, reason: str | None = None) -> None:
-    refs = list(node.inputs())
+    refs = node.refs
     if len(refs) == 1 and flow.shape(refs[0]) == _shape(flow, node):
         layout = flow.get(refs[0])
         if node.op not in _SAME_MEMORY:
@@ -104,7 +104,7 @@ def pointwise(flow: Flow, node: Node) -> None:
 
 @rule(*_both(_SUMS))
 def sums(flow: Flow, node: Node) -> None:
-    refs, maps = list(node.inputs()), _maps_summed(flow, node)
+    refs, maps = node.refs, _maps_summed(flow, node)
     _elementwise(flow, node, "all", "residual sum" if maps else None)
     for ref in maps:
         for dim in flow.get(ref):
@@ -122,13 +122,13 @@ def _maps_summed(flow: Flow, node: Node) -> list[Ref]:
     """The feature maps of a residual, which some methods protect; none for the addition of a bias or a number."""
     if node.op.rstrip("_") not in ("add", "sub", "maximum", "minimum", "lerp"):
         return []
-    maps = [ref for ref in node.inputs() if ref.value not in flow.parameters and len(flow.shape(ref)) >= 3]
+    maps = [ref for ref in node.refs if ref.value not in flow.parameters and len(flow.shape(ref)) >= 3]
     return maps if len(maps) >= 2 and flow.shape(maps[0]) == flow.shape(maps[1]) else []
 
 
 @rule(*_both(_PRODUCTS))
 def products(flow: Flow, node: Node) -> None:
-    refs = list(node.inputs())
+    refs = node.refs
     division = node.op.rstrip("_") in ("div", "floor_divide", "true_divide") and len(refs) > 1
     if division:
         for dim in flow.get(refs[1]):

@@ -90,7 +90,7 @@ def trilinear(flow: Flow, node: Node) -> None:
 @rule("_embedding_bag", "_embedding_bag_forward_only", "embedding_bag")
 def embedding_bag(flow: Flow, node: Node) -> None:
     """weight (vocabulary, width), indices -> (bags, width): sums, means or maxima of rows."""
-    weight, *others = node.inputs()
+    weight, *others = node.refs
     vocabulary, width = flow.get(weight)
     for track in vocabulary:
         flow.structural.append(track.atoms)
