@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--size", default="360x480")
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--methods", nargs="+", default=["none", "cap", "network_slimming"])
+    parser.add_argument("--methods", nargs="+", default=["none", "cap", "network_slimming", "acosp", "taylor"])
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--give-back", action="store_true", help="leave the C library's memory as it is")
     options = parser.parse_args()
@@ -81,6 +81,7 @@ def main() -> None:
             for guided in (False, True) if pair % 2 == 0 else (True, False):
                 if guided and pruner is not None:
                     pruner.method.start(pruner.graph)
+                    pruner.begin(steps=1000, lr_sum=0.1, momentum=0.9, epochs=10)
                 gc.collect()
                 times = [step(pruner if guided else None) for _ in range(options.steps + 1)][1:]
                 if pruner is not None:
