@@ -294,10 +294,11 @@ class Pruner:
             raise MethodError(f"method {self.method.name} chooses once, while training: use aim() and finish()")
         allocation = Allocation(pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table, guard)
         averages = (averages,) if isinstance(averages, nn.Module) else tuple(averages)
-        state = self.method.state_dict()
         try:
             result = self._cut(allocation, inplace, optimizer, averages, last=False)
         except SecateurError:
+            self.close()
+            state = self.method.state_dict()  # as it is now, when hooks' factors may have gone into the weights
             self.method.start(self.graph)
             self.method.load_state_dict(state)
             raise
