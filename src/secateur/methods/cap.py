@@ -16,6 +16,7 @@ Choices where the paper is silent or ambiguous:
   (`position`, `side`); in a network that pools one feature map to several sizes, as PSPNet and ICNet do, in that
   pyramid alone. Names and "all" (the paper's Table 2) are options.
 - *Residual sums* are protected, 'the last convolution layer and downsampling layers are preserved'.
+- *Pseudo scaling factors*, for networks without batch norms: see `pseudo_scales`.
 - *Strength.* `pull` gives both strengths as totals over the schedule, and `update="proximal"` decouples them from the
   optimizer (ours).
 """
@@ -38,6 +39,7 @@ from secateur.errors import MethodError
 from secateur.graph import Graph
 from secateur.methods.guided import Place, places
 from secateur.methods.protocol import Method, Scores, Training
+from secateur.methods.pseudo_scales import HELP, PseudoScales
 from secateur.methods.scales import Scale, scale_scores, scales_of, sparsity
 from secateur.methods.sparsify import Puller, warn_if_not_small
 
@@ -117,6 +119,7 @@ class CAP(Method):
     reduce: str = field(
         default="min", metadata={"help": "how a unit's several scales are put together: mean, sum, max, min"}
     )
+    pseudo_scales: bool | str = field(default="auto", metadata={"help": HELP})
 
     def __post_init__(self) -> None:
         if self.pull is not None and (not isinstance(self.pull, (tuple, list)) or len(self.pull) != 2):
@@ -124,6 +127,7 @@ class CAP(Method):
                 f"pull {self.pull!r}: two numbers were expected, for the scales that are not guided and those that are"
             )
         self._puller = Puller(self.update)
+        self._pseudo = PseudoScales(self.pseudo_scales)
         self._scales: list[Scale] = []
         self._places: dict[str, Place] = {}
         self._sums: dict[str, tuple[Tensor, int]] = {}  # betas of the samples since the last step: their sum and number
@@ -143,10 +147,12 @@ class CAP(Method):
 
     def start(self, graph: Graph) -> None:
         self._sums, self._beta = {}, {}  # of a network that was cut since, they have other shapes
-        self._scales = scales_of(graph)
+        self._pseudo.start(graph)
+        self._scales = scales_of(graph, self._pseudo.scales)
         self._median = sparsity(self._scales).median
         position = list(self.position) if isinstance(self.position, tuple) else self.position
-        self._places = {place.scale: place for place in places(graph, position, self.side)}
+        self._places = {place.scale: place for place in places(graph, position, self.side, self._pseudo.modules)}
+        self._pseudo.attach(graph.model)  # first, so that what is read below is scaled
         modules = dict(graph.model.named_modules())
         self._hooks = [
             modules[place.module].register_forward_hook(partial(self._read, place)) for place in self._places.values()
@@ -162,6 +168,7 @@ class CAP(Method):
 
     def begin(self, training: Training) -> None:
         self._puller.training = training
+        self._pseudo.begin(training)
 
     def _weighted(self, plain: float, guided: float) -> Iterator[tuple[nn.Parameter, float, Tensor | float]]:
         """(gamma, strength, weight) of every scale in this step (eq. 6)."""
@@ -175,6 +182,7 @@ class CAP(Method):
         for name, (total, count) in self._sums.items():
             self._beta[name] = min_max(_over_ranks(total, count))
         self._sums.clear()
+        self._pseudo.after_backward()
         if self.update == "subgradient":
             first, second = self.pull if self.pull is not None else (None, None)
             strengths = (
@@ -185,6 +193,7 @@ class CAP(Method):
                 self._puller.before_step(gamma, strength, weight)
 
     def after_step(self, lr: float | None = None) -> None:
+        self._pseudo.after_step(lr)
         if self.update == "proximal":
             first, second = self.pull if self.pull is not None else (None, None)
             thresholds = (
@@ -193,6 +202,7 @@ class CAP(Method):
             )
             for gamma, threshold, weight in self._weighted(*thresholds):
                 self._puller.after_step(gamma, threshold, weight)
+        self._pseudo.show()
 
     def log(self) -> dict[str, float]:
         now = sparsity(self._scales, self._median)
@@ -206,22 +216,25 @@ class CAP(Method):
         return warn_if_not_small(graph, self.scores(graph), removed, f"{used}, {self.update} update")
 
     def scores(self, graph: Graph) -> Scores:
-        return scale_scores(graph, self.reduce, self.protect_residual)
+        return scale_scores(graph, self.reduce, self.protect_residual, self._pseudo.scales)
 
     def stop(self) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        self._pseudo.stop()
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "median": self._median,
+            "pseudo": self._pseudo.state_dict(),
             "beta": dict(self._beta),
             "sums": {name: {"total": total, "count": count} for name, (total, count) in self._sums.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._median = float(state["median"])
+        self._pseudo.load_state_dict(state["pseudo"])
         self._beta = dict(state["beta"])
         self._sums = {name: (entry["total"], int(entry["count"])) for name, entry in state["sums"].items()}
 

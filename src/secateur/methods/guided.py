@@ -1,4 +1,4 @@
-"""Find the batch norms that CAP guides: those next to a pooling, read off the traced graph."""
+"""Find the scales that CAP guides: those next to a pooling, read off the traced graph."""
 
 from __future__ import annotations
 
@@ -115,7 +115,12 @@ class _Walk:
         return False
 
 
-def places(graph: Graph, position: str | list[str] | tuple[str, ...], side: str = "after") -> list[Place]:
+def places(
+    graph: Graph,
+    position: str | list[str] | tuple[str, ...],
+    side: str = "after",
+    pseudo: Mapping[str, str] | None = None,
+) -> list[Place]:
     """The places that CAP's guiding module reads.
 
     Args:
@@ -125,10 +130,12 @@ def places(graph: Graph, position: str | list[str] | tuple[str, ...], side: str 
             names of batch norms or of modules that hold them.
         side: for "adjacent": "after", the first convolution block behind each pooling, as the paper's figure shows;
             "both", the block whose output is pooled as well.
+        pseudo: convolutions that have a pseudo scale (see `pseudo_scales`), and its name: places like batch norms.
 
     Raises:
         MethodError: there is no such place; says what there is.
     """
+    kinds = "batch norm or pseudo scale" if pseudo else "batch norm"
     if side not in ("after", "both"):
         raise MethodError(f"side {side!r}; {nearest(side, ('after', 'both'))}")
     if isinstance(position, str) and position not in ("adjacent", "all"):
@@ -141,9 +148,11 @@ def places(graph: Graph, position: str | list[str] | tuple[str, ...], side: str 
     pooled: dict[str, dict[int, int]] = {}  # scale -> the poolings that it is next to, and what each of them pools
     for at, node in enumerate(walk.nodes):
         weight = node.args[1] if node.op in BATCH_NORMS and len(node.args) > 1 else None
-        if not isinstance(weight, Ref) or weight.value not in by_value:
+        name = by_value.get(weight.value) if isinstance(weight, Ref) else None
+        if name is None and node.op in CONVOLUTIONS:
+            name = (pseudo or {}).get(node.module)
+        if name is None:
             continue
-        name = by_value[weight.value]
         names.append(name)
         if isinstance(position, str):
             poolings = _poolings(walk, at, node, side) if position == "adjacent" else {}
@@ -158,11 +167,11 @@ def places(graph: Graph, position: str | list[str] | tuple[str, ...], side: str 
         for p in position:
             if not any(name == p or name.startswith(f"{p}.") for name in names):
                 raise MethodError(
-                    f"position {p!r} names no batch norm; {nearest(p, [n.rpartition('.')[0] for n in names])}"
+                    f"position {p!r} names no {kinds}; {nearest(p, [n.rpartition('.')[0] for n in names])}"
                 )
     if not found:
         raise MethodError(
-            f"no batch norm of {type(graph.model).__name__} follows a pooling; name the layers to guide: "
+            f"no {kinds} of {type(graph.model).__name__} follows a pooling; name the layers to guide: "
             "position=[...], or position='all'"
         )
     pyramids = _pyramids(pooled[name] for name in found) if position == "adjacent" else set()
@@ -178,10 +187,10 @@ def _pyramids(pooled: Iterable[Mapping[int, int]]) -> set[int]:
 
 
 def _poolings(walk: _Walk, at: int, node: Node, side: str) -> dict[int, int]:
-    """The pooling that the convolution before this norm reads and, on side "both", the one that pools its output; each
-    with the value that it pools."""
+    """The pooling that this convolution, or the one before this norm, reads and, on side "both", the one that pools its
+    output; each with the value that it pools."""
     found = {}
-    convolution = walk.back(node.args[0], at)
+    convolution = (at, node) if node.op in CONVOLUTIONS else walk.back(node.args[0], at)
     if convolution is not None and convolution[1].op in CONVOLUTIONS:
         source = walk.back(convolution[1].args[0], convolution[0])
         if source is not None and walk.is_pool(source[1]):
@@ -199,7 +208,8 @@ def _poolings(walk: _Walk, at: int, node: Node, side: str) -> dict[int, int]:
 
 
 def _place(walk: _Walk, at: int, node: Node, name: str) -> Place | None:
-    """The module whose output is the norm's, and the activation to apply to it; None if no module's output is."""
+    """The module whose output is the norm's (or convolution's), and the activation to apply to it; None if no module's
+    output is."""
     following = walk.after(node, at)
     activation = following[1] if following is not None and following[1].op.rstrip("_") in ACTIVATIONS else None
     returned = {value for module, values in walk.flow.capture.calls if module == node.module for value in values}

@@ -4,7 +4,8 @@ Liu et al., Learning Efficient Convolutional Networks through Network Slimming, 
 L = sum l(f(x, W), y) + lambda * sum over gamma of |gamma|. lambda = 1e-4 as in the paper's experiments and in CAP's
 baseline.
 
-Choices: residual sums are protected as in CAP, whose baseline this is; `pull` and the proximal update are ours.
+Choices: residual sums are protected as in CAP, whose baseline this is; `pull` and the proximal update are ours, and so
+are the scales of networks without batch norms (see `pseudo_scales`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from secateur.graph import Graph
 from secateur.methods.protocol import Method, Scores, Training
+from secateur.methods.pseudo_scales import HELP, PseudoScales
 from secateur.methods.scales import Scale, scale_scores, scales_of, sparsity
 from secateur.methods.sparsify import Puller, warn_if_not_small
 
@@ -42,30 +44,38 @@ class NetworkSlimming(Method):
     reduce: str = field(
         default="min", metadata={"help": "how a unit's several scales are put together: mean, sum, max, min"}
     )
+    pseudo_scales: bool | str = field(default="auto", metadata={"help": HELP})
 
     def __post_init__(self) -> None:
         self._puller = Puller(self.update)
+        self._pseudo = PseudoScales(self.pseudo_scales)
         self._scales: list[Scale] = []
         self._median = 0.0
 
     def start(self, graph: Graph) -> None:
-        self._scales = scales_of(graph)
+        self._pseudo.start(graph)
+        self._scales = scales_of(graph, self._pseudo.scales)
         self._median = sparsity(self._scales).median
+        self._pseudo.attach(graph.model)
 
     def begin(self, training: Training) -> None:
         self._puller.training = training
+        self._pseudo.begin(training)
 
     def after_backward(self) -> None:
+        self._pseudo.after_backward()
         if self.update == "subgradient":
             strength = self._puller.gradient_strength(self.lam, self.pull)
             for scale in self._scales:
                 self._puller.before_step(scale.gamma, strength)
 
     def after_step(self, lr: float | None = None) -> None:
+        self._pseudo.after_step(lr)
         if self.update == "proximal":
             threshold = self._puller.threshold(self.lam, self.pull, lr)
             for scale in self._scales:
                 self._puller.after_step(scale.gamma, threshold)
+        self._pseudo.show()
 
     def log(self) -> dict[str, float]:
         now = sparsity(self._scales, self._median)
@@ -76,10 +86,14 @@ class NetworkSlimming(Method):
         return warn_if_not_small(graph, self.scores(graph), removed, f"{strength}, {self.update} update")
 
     def scores(self, graph: Graph) -> Scores:
-        return scale_scores(graph, self.reduce, self.protect_residual)
+        return scale_scores(graph, self.reduce, self.protect_residual, self._pseudo.scales)
+
+    def stop(self) -> None:
+        self._pseudo.stop()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"median": self._median}
+        return {"median": self._median, "pseudo": self._pseudo.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._median = float(state["median"])
+        self._pseudo.load_state_dict(state["pseudo"])

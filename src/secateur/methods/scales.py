@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -19,14 +20,14 @@ from secateur.methods.channels import per_unit, units_along
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """The gamma of one batch norm.
+    """The gamma of one batch norm, or a pseudo scale (see `pseudo_scales`).
 
     Attributes:
-        name: the parameter's name.
+        name: the parameter's name; of a pseudo scale, the layer's with ".pseudo_scale".
         gamma: the parameter, shape (C).
         units: int64 (C), the unit of every channel, -1 where there is none.
         beta: the norm's bias, shape (C); None without one.
-        positions: height times width of the norm's output in the traced run.
+        positions: height times width of the scaled map in the traced run.
     """
 
     name: str
@@ -36,12 +37,23 @@ class Scale:
     positions: int
 
 
-def scales_of(graph: Graph) -> list[Scale]:
-    """Every batch norm's gamma, in the order of the network.
+def scales_of(graph: Graph, pseudo: Sequence[Scale] = ()) -> list[Scale]:
+    """Every batch norm's gamma, in the order of the network, and pseudo scales behind them.
 
     Raises:
-        MethodError: the network has none.
+        MethodError: there is none.
     """
+    found = [*batch_norm_scales(graph), *pseudo]
+    if not found:
+        raise MethodError(
+            f"{type(graph.model).__name__} has no batch norm with a learnable scale, which this method ranks "
+            "channels by; use a method that scores weights, such as l1"
+        )
+    return found
+
+
+def batch_norm_scales(graph: Graph) -> list[Scale]:
+    """Every batch norm's gamma, in the order of the network."""
     state, found = state_of(graph.model), dict[str, Scale]()
     infos = {t.name: t for t in graph.tensors}
     first_name = {alias: t.name for t in graph.tensors for alias in (t.name, *t.aliases)}
@@ -57,22 +69,19 @@ def scales_of(graph: Graph) -> list[Scale]:
                 units = units_along(graph, infos[name], 0)
                 beta = beta if isinstance(beta, nn.Parameter) else None
                 found[name] = Scale(name, gamma, units, beta, prod(flow.shape(out)[2:]))
-    if not found:
-        raise MethodError(
-            f"{type(graph.model).__name__} has no batch norm with a learnable scale, which this method ranks "
-            "channels by; use a method that scores weights, such as l1"
-        )
     return list(found.values())
 
 
-def scale_scores(graph: Graph, reduce: str, protect_residual: bool) -> NDArray[np.float64]:
+def scale_scores(
+    graph: Graph, reduce: str, protect_residual: bool, pseudo: Sequence[Scale] = ()
+) -> NDArray[np.float64]:
     """|gamma| per unit.
 
     A unit with several scales (channels that share max-pooling indices, say) goes as soon as one of them is small:
     reduce="min", "channels that are determined to be removed in either the encoder or the decoder part" (CAP, section
     4.4).
     """
-    parts = [(s.units, s.gamma.detach().abs().double().cpu().numpy()) for s in scales_of(graph)]
+    parts = [(s.units, s.gamma.detach().abs().double().cpu().numpy()) for s in scales_of(graph, pseudo)]
     scores = per_unit(graph, parts, reduce)
     if protect_residual:
         scores[graph.residual] = np.inf
