@@ -26,8 +26,8 @@ class ICNet(nn.Module):
         auxiliary: the side heads of both fusions; they are used in train mode alone.
         activated_bn: leaky ReLU in the pyramid pooling's batch norms; otherwise ReLUs behind them.
 
-    Shapes: (N, 3, H, W) -> logits (N, classes, H / 4, W / 4), for any H and W of 32 or more, not all of which divide; in
-    train mode three heads' logits, the main head's and those of the side heads at 1/8 and 1/16.
+    Shapes: (N, 3, H, W) -> logits (N, classes, H / 4, W / 4), for any H and W of 32 or more. In train mode three heads'
+    logits, the main head's and those of the side heads at 1/8 and 1/16.
     """
 
     def __init__(self, classes: int = 19, width: int = 32, auxiliary: bool = True, activated_bn: bool = True) -> None:

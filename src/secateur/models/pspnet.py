@@ -25,7 +25,7 @@ class PSPNet(nn.Module):
         auxiliary: the second head, on the third stage; it is used in train mode alone.
         activated_bn: leaky ReLU in the heads' batch norms; otherwise ReLUs behind them.
 
-    Shapes: (N, 3, H, W) -> logits (N, classes, h, w), for any H and W; h and w are about an eighth of them (90 for 713).
+    Shapes: (N, 3, H, W) -> logits (N, classes, h, w), for any H and W; h and w are about an eighth of them, 90 for 713.
     In train mode the two heads' logits, (main, auxiliary).
     """
 
