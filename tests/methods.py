@@ -9,8 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateur
-from secateur.methods import get_method
+from secateur.methods import get_method, list_methods
 from secateur.methods.material import evaluating
+
+
+PRUNING = [name for name in list_methods() if get_method(name).prunes]
 
 
 def logits_of(output: Any) -> Tensor:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import secateur
-from secateur.methods import list_methods
 
 STEPS, EPOCHS = 3, 3
 
@@ -60,7 +59,7 @@ def worker(rank: int, world: int, port: int, out: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     try:
-        for method in list_methods():
+        for method in methods.PRUNING:
             result, logs = trained(method, rank, world)
             torch.save((result.plan.to_json(), result.model.state_dict(), logs), Path(out, f"{method}-{rank}.pt"))
     finally:
@@ -77,7 +76,7 @@ def of_two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("method", list_methods())
+@pytest.mark.parametrize("method", methods.PRUNING)
 def test_two_processes_are_as_one(of_two_processes: Path, method: str) -> None:
     alone, logs = trained(method)
     both = [torch.load(of_two_processes / f"{method}-{rank}.pt") for rank in range(2)]

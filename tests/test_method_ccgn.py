@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import socket
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,17 @@ import torch.multiprocessing as mp
 import zoo
 from own_networks import Residual, Squeezed
 from scipy import stats
+from test_pipeline import experiment, same, tiny
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import secateur
-from secateur.errors import MethodError
+from secateur.errors import MethodError, RecipeError
 from secateur.methods.ccgn import CCGN
 from secateur.methods.gates import HIDDEN, TEMPERATURE, batch_shaping, batch_shaping_gradient, step
+from secateur.pipeline.inputs import Inputs
+from secateur.report import comparison_table
+from secateur.training.weights import load_weights
 
 OWN = {"residual": Residual, "squeezed": Squeezed}
 
@@ -429,9 +433,9 @@ def test_nothing_is_removed() -> None:
 # -- several processes
 
 
-def worker(rank: int, world: int, port: int, out: str) -> None:
+def worker(rank: int, world: int, out: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    dist.init_process_group("gloo", init_method=f"file://{out}/meeting", rank=rank, world_size=world)
     try:
         model = network("residual").train()
         pruner, method = gated(model)
@@ -452,10 +456,66 @@ def worker(rank: int, world: int, port: int, out: str) -> None:
 
 
 def test_processes_keep_the_same_gates_and_count_together(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, args=(2, port, str(tmp_path)), nprocs=2)
+    mp.spawn(worker, args=(2, str(tmp_path)), nprocs=2)
     (gates, samples, total), other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert samples == other[1] == 4 and total == other[2]
     assert all(torch.equal(value, other[0][name]) for name, value in gates.items())
+
+
+# -- a whole run
+
+
+def recipe(**sections: dict[str, Any]) -> Any:
+    own = f"{Path(__file__).with_name('own_networks.py')}:residual"
+    return tiny(**{
+        "method": {"name": "ccgn", "options": {"lam": 50.0, "warm_up": 0.25}}, "model": {"name": own, "width": 16},
+        "sparsify": {"epochs": 4}, "evaluate": {"latency_repeats": 1, "pictures": 1}, **sections,
+    })  # fmt: skip
+
+
+def test_a_run_keeps_the_gated_network_and_tells_what_it_executes(tmp_path: Path) -> None:
+    run = experiment(recipe(), tmp_path / "run")
+    result = run.run()
+    rows = {row["stage"]: row for row in result["stages"]}
+    assert list(rows) == ["unpruned", "gated", "finetuned"]
+    assert rows["finetuned"]["params"] == rows["unpruned"]["params"] and result["budget"] is None
+    assert "executed_macs" not in rows["unpruned"]
+    for stage in ("gated", "finetuned"):
+        assert 0 < rows[stage]["executed_macs"] < 1.1 * rows[stage]["macs"] == 1.1 * rows["unpruned"]["macs"]
+    assert "removes none" in result["warnings"][0] and "budget was not used" in result["warnings"][0]
+    assert secateur.Plan.from_json((tmp_path / "run" / "plan.json").read_text()).removed == {}
+    # the network as a user opens it
+    network = secateur.load(tmp_path / "run" / "model.safetensors", Residual(11, 16))
+    pruner = secateur.Pruner(network, torch.zeros(1, 3, 32, 48), method="ccgn")
+    load_weights(pruner.method.gates, tmp_path / "run" / "gates.safetensors")
+    with pruner.method.counting() as executed:
+        scores = run.measuring.scores(network)
+    assert executed.mean == rows["finetuned"]["executed_macs"]
+    assert scores.miou == pytest.approx(rows["finetuned"]["miou"], abs=1e-12)
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    told = [line["lambda"] for line in metrics if "lambda" in line]
+    assert told == [50.0] * 5 and "gates_open" in metrics[-1]  # the fine-tuning goes on where the sparsifying ended
+    assert "executed on average" in (tmp_path / "run" / "log.txt").read_text()
+    table = comparison_table({"ccgn": [result]})
+    assert f"{rows['finetuned']['executed_macs'] / 1e9:.3f}" in table
+
+
+def test_stages_one_by_one_end_like_the_whole_run(tmp_path: Path) -> None:
+    experiment(recipe(), tmp_path / "whole").run()
+    for stage in ("train", "prune", "finetune", "evaluate"):
+        getattr(experiment(recipe(), tmp_path / "parts", resume=stage != "train"), stage)()
+    for name in ("model.safetensors", "gates.safetensors"):
+        assert same(tmp_path / "whole" / name, tmp_path / "parts" / name)
+
+
+def test_recipes_that_gate_nothing_are_refused(tmp_path: Path) -> None:
+    for section, expected in (
+        ({"sparsify": {"epochs": 0}}, "give sparsify.epochs"),
+        ({"schedule": {"steps": 2}}, "removes none: expected schedule.steps=1"),
+    ):
+        with pytest.raises(RecipeError, match=expected):
+            experiment(recipe(**section), tmp_path / "run")
+    with pytest.raises(RecipeError, match="float16"):  # found before a device is asked for
+        Inputs(recipe(run={"precision": 16}))
+    with pytest.raises(MethodError, match="names no convolution that can be gated"):
+        experiment(recipe(method={"name": "ccgn", "options": {"layers": ["nowhere"]}}), tmp_path / "run")

@@ -20,7 +20,7 @@ OWN = {"squeezed": own_networks.Squeezed, "residual": own_networks.Residual}
 
 
 @pytest.mark.parametrize("name", ["unet", "segnet", "residual", "squeezed"])
-@pytest.mark.parametrize("method", list_methods())
+@pytest.mark.parametrize("method", methods.PRUNING)
 def test_every_method_prunes_exactly_to_a_budget(method: str, name: str) -> None:
     torch.manual_seed(0)
     model, x = (OWN[name]() if name in OWN else zoo.build(name)).train(), zoo.example()
@@ -31,7 +31,7 @@ def test_every_method_prunes_exactly_to_a_budget(method: str, name: str) -> None
     assert result.model.train()(x) is not None
 
 
-@pytest.mark.parametrize("method", list_methods())
+@pytest.mark.parametrize("method", methods.PRUNING)
 def test_interrupted_and_resumed_equals_uninterrupted(method: str) -> None:
     x = zoo.example()
 

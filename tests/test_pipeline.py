@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import methods
 import pytest
 import torch
 from pydantic import ValidationError
@@ -30,7 +31,6 @@ from secateur.errors import (
     RunFolderError,
     SecateurError,
 )
-from secateur.methods import list_methods
 from secateur.pipeline import Experiment
 from secateur.pipeline.judge import Judge
 from secateur.recipe import Recipe, load_recipe
@@ -208,7 +208,7 @@ def test_without_a_schedule_there_is_none(pruned_run: Path) -> None:
 
 
 @pytest.mark.parametrize("network", ["unet", "segnet", "residual"])
-@pytest.mark.parametrize("method", list_methods())
+@pytest.mark.parametrize("method", methods.PRUNING)
 def test_every_method_runs_the_whole_pipeline(tmp_path: Path, method: str, network: str) -> None:
     model = {"name": network, "width": 8}
     if network == "residual":

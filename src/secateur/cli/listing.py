@@ -51,6 +51,7 @@ def methods(as_json: Json = False) -> None:
                 "needs_data": bool(method.needs_data),
                 "needs_labels": bool(method.needs_labels),
                 "chooses_while_training": bool(method.decides),
+                "removes_channels": bool(method.prunes),
                 "options": options,
             }
         )
@@ -66,7 +67,9 @@ def methods(as_json: Json = False) -> None:
 
 def _needs(row: dict[str, Any]) -> str:
     """What a method does where, and what for."""
-    if row["chooses_while_training"]:
+    if not row["removes_channels"]:
+        kind = "gates channels while training, and from then on"
+    elif row["chooses_while_training"]:
         kind = "chooses channels while training"
     else:
         kind = "sparsifies while training" if row["needs_training"] else "scores a trained network"

@@ -8,6 +8,7 @@ from secateur.errors import MethodError, nearest
 from secateur.methods.acosp import ACoSP
 from secateur.methods.bn_scale import BNScale
 from secateur.methods.cap import CAP
+from secateur.methods.ccgn import CCGN
 from secateur.methods.fpgm import FPGM
 from secateur.methods.gating import Gating
 from secateur.methods.magnitude import L1, L2
@@ -20,7 +21,7 @@ from secateur.methods.sfp import SFP
 from secateur.methods.taylor import Taylor
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (L1, L2, Random, BNScale, NetworkSlimming, FPGM, Taylor, CAP, MCAG, SFP, ACoSP)
+    method.name: method for method in (L1, L2, Random, BNScale, NetworkSlimming, FPGM, Taylor, CAP, CCGN, MCAG, SFP, ACoSP)
 }
 
 

@@ -20,6 +20,7 @@ from secateur.data import Loader
 from secateur.errors import RunFolderError
 from secateur.files import write_json, write_text
 from secateur.graph import Graph
+from secateur.methods import Gating
 from secateur.pipeline.inputs import Inputs
 from secateur.pipeline.judge import Judge
 from secateur.pipeline.measuring import Measuring
@@ -171,11 +172,8 @@ class Experiment:
         return {**record, "cut": {**row, **_told(result)}}
 
     def _prune(self) -> Record:
-        if self.inputs.method is None:
-            model = self.inputs.network()
-            model.load_state_dict(read_state(self.folder.sparsified)["model"])
-            self._save_pruned(model, self.inputs.start_plan or Plan({}))
-            return {"rows": []}
+        if self.inputs.method is None or not self.inputs.method.prunes:
+            return self._keep_all()
         pruner, record = self._ready_to_cut(self.recipe.schedule.steps)
         graph, earlier = pruner.graph, pruner.plan
         result = self.inputs.cut(pruner, guard=self._guard)
@@ -199,9 +197,41 @@ class Experiment:
             "recalibration_batches": batches,
         }
 
+    def _keep_all(self) -> Record:
+        """Without a method, or with one that gates channels: nothing is cut."""
+        state, model = read_state(self.folder.sparsified), self.inputs.network()
+        model.load_state_dict(state["model"])
+        self._save_pruned(model, self.inputs.start_plan or Plan({}))
+        method = self.inputs.method
+        if method is None:
+            return {"rows": []}
+        text = f"{method.name} {method.summary}: the network is as large as before, and the budget was not used"
+        log.warning(text)
+        pruner, gating = self._gated(model)
+        if self.fabric.is_global_zero:
+            save_weights(self.folder.gates, gating.gates)
+        row = self.measuring.row("gated", model, gating)
+        pruner.close()
+        return {"rows": [row], "warnings": [text]}
+
+    def _gated(self, model: nn.Module) -> tuple[Pruner, Gating]:
+        """The method attached to the network, as the sparsity training left it."""
+        pruner = self.inputs.pruner(model)
+        pruner.load_state_dict(read_state(self.folder.sparsified)["hooks"])
+        assert isinstance(pruner.method, Gating)
+        return pruner, pruner.method
+
+    @property
+    def _gates(self) -> bool:
+        """The method stays with the network, and goes on training in the fine-tuning."""
+        return self.inputs.method is not None and not self.inputs.method.prunes
+
     def _finetune(self) -> Record:
         model = load(self.folder.pruned, self.inputs.network(whole=True))
-        record = self._fit("finetune", model)
+        pruner, gating = self._gated(model) if self._gates else (None, None)
+        record = self._fit("finetune", model, pruner)
+        if self.fabric.is_global_zero and gating is not None:
+            save_weights(self.folder.gates, gating.gates)
         if self.fabric.is_global_zero:
             save(
                 self.folder.model, model, Plan.from_json(self.folder.plan.read_text(encoding="utf-8", errors="replace"))
@@ -210,12 +240,14 @@ class Experiment:
 
     def _evaluate(self) -> Record:
         final = load(self.folder.model, self.inputs.network(whole=True))
-        row = self.measuring.row("finetuned", final)
+        gating, name = None, "finetuned" if self.inputs.method is None else "pruned"
+        if self._gates:
+            (_, gating), name = self._gated(final), "gated"
+            load_weights(gating.gates, self.folder.gates)
+        row = self.measuring.row("finetuned", final, gating)
         parent = self.inputs.network()
         load_weights(parent, self.folder.parent)
-        self.measuring.draw(
-            self.folder.picture, {"unpruned": parent, "finetuned" if self.inputs.method is None else "pruned": final}
-        )
+        self.measuring.draw(self.folder.picture, {"unpruned": parent, name: final})
         return {"rows": [row]}
 
     # What the stages share

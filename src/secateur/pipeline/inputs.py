@@ -222,7 +222,7 @@ class Inputs:
             return
         noise = [(self.example, torch.zeros(1, *self.recipe.data.size, dtype=torch.long))]
         pruner = self.pruner(self.to_be_cut(self.network()), data=noise)
-        if not self.method.decides:
+        if self.method.prunes and not self.method.decides:
             if self.recipe.schedule.steps > 1:
                 self.cut(pruner, step=1)
             self.cut(pruner)
@@ -236,13 +236,20 @@ class Inputs:
                 raise RecipeError(f"guard.classes: {self.recipe.data.name} has no {name!r}; {nearest(name, classes)}.")
 
     def _check_stages(self) -> None:
-        """Methods that choose while training need that training, and one cut."""
-        if self.method is None or not self.method.decides:
+        """Methods that choose while training, or gate, need that training, and one cut at most."""
+        if self.method is None or (self.method.prunes and not self.method.decides):
             return
+        name, does = self.method.name, "chooses channels" if self.method.prunes else "gates channels"
         if self.recipe.sparsify.epochs == 0:
-            raise RecipeError(f"method.name={self.method.name} chooses channels while training: give sparsify.epochs.")
+            raise RecipeError(f"method.name={name} {does} while training: give sparsify.epochs.")
         if self.recipe.schedule.steps > 1:
-            raise RecipeError(f"method.name={self.method.name} chooses channels once: expected schedule.steps=1.")
+            when = "once" if self.method.prunes else "and removes none"
+            raise RecipeError(f"method.name={name} {does} {when}: expected schedule.steps=1.")
+        if not self.method.prunes and self.recipe.run.precision == 16:
+            raise RecipeError(
+                f"method.name={name} adds to gradients in the backward pass, which float16's gradient scaling would "
+                "shrink: expected run.precision=bf16 or 32."
+            )
 
 
 class Passes:

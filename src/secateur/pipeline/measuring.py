@@ -15,6 +15,7 @@ from secateur.costs import cost
 from secateur.data import Loader
 from secateur.data.augment import normalise
 from secateur.files import atomic_path
+from secateur.methods import Gating
 from secateur.metrics import Confusion, Scores
 from secateur.pipeline.inputs import Inputs
 from secateur.pipeline.record import Record, rung
@@ -35,16 +36,29 @@ class Measuring:
         rank, of = self.fabric.global_rank, self.fabric.world_size
         return self.inputs.loader("val", self.recipe.evaluate.batch_size, rank=rank, of=of)
 
-    def row(self, stage: str, model: nn.Module) -> Record:
-        """One rung of the accuracy ladder, which is also shown; the network is on Fabric's device afterwards."""
+    def row(self, stage: str, model: nn.Module, gating: Gating | None = None) -> Record:
+        """One rung of the accuracy ladder, which is also shown; the network is on Fabric's device afterwards.
+
+        Args:
+            stage: the rung's name.
+            model: what is measured.
+            gating: attached to it; what it lets execute is told beside the cost of the whole network.
+        """
         counted = cost(model.to("cpu"), self.inputs.example)
         if self.recipe.run.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.to(self.fabric.device)
-        scores = self.scores(model)
+        executed = None
+        if gating is None:
+            scores = self.scores(model)
+        else:
+            with gating.counting() as counter:
+                scores = self.scores(model)
+            executed = counter.mean
         repeats = self.recipe.evaluate.latency_repeats
-        row = rung(stage, scores, counted, latency(model, self.inputs.example, repeats) if repeats else None)
+        row = rung(stage, scores, counted, latency(model, self.inputs.example, repeats) if repeats else None, executed)
         size = f"{counted.params:,} parameters, {counted.macs:,} MACs"
+        size += f", {executed:,.0f} of them executed on average" if executed is not None else ""
         self.display.line(f"{stage}: mIoU {100 * scores.miou:.1f} %, {size}")
         return row
 

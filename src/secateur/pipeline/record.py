@@ -18,9 +18,12 @@ __all__ = ["Record", "number", "result_of", "rung"]
 Record = dict[str, Any]  # JSON values only
 
 
-def rung(stage: str, scores: Scores, cost: Cost, latency_ms: float | None) -> Record:
-    """One stage of the ladder: scores as fractions, costs on one image, median milliseconds of one image."""
-    return {
+def rung(
+    stage: str, scores: Scores, cost: Cost, latency_ms: float | None, executed_macs: float | None = None
+) -> Record:
+    """One stage of the ladder: scores as fractions, costs on one image, median milliseconds of one image; and of
+    networks that gate channels the MACs that an average image executes."""
+    row = {
         "stage": stage,
         "miou": number(scores.miou),
         "macc": number(scores.macc),
@@ -31,6 +34,7 @@ def rung(stage: str, scores: Scores, cost: Cost, latency_ms: float | None) -> Re
         "paper_flops": int(cost.paper_flops),
         "latency_ms": latency_ms,
     }
+    return row if executed_macs is None else {**row, "executed_macs": executed_macs}
 
 
 def result_of(

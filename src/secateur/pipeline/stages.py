@@ -62,8 +62,8 @@ def train_stage(
             first_epoch=sum(_section(recipe, name).epochs for name in trainings[: trainings.index(stage)]),
             class_weights=None if settings.class_weights == "none" else inputs.class_weights,
             hooks=pruner,
-            # between cuts a method's pull goes on at its rate, rather than once more as a whole
-            hooks_follow=_settings(recipe, sparsify) if between and sparsify.epochs else None,
+            # in later trainings a method's pull goes on at its rate, rather than once more as a whole
+            hooks_follow=_settings(recipe, sparsify) if stage != "sparsify" and sparsify.epochs else None,
             distillation=distillation_of(inputs, folder, fabric) if stage == "finetune" else None,
             evaluate=measuring.scores,
             checkpoints=folder.checkpoints_of(stage),

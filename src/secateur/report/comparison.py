@@ -16,7 +16,7 @@ def comparison_table(rows: Mapping[str, Sequence[Result]]) -> str:
 
     Args:
         rows: a row's name -> the contents of `result.json` of its runs, which are seeds of the same recipe: their mean
-            is given, and what each came to.
+            is given, and what each came to. GMACs are those that an average image executes where channels are gated.
 
     Returns:
         Scores in per cent. *minority* is the mean IoU of the classes that the runs name as the rarest half;
@@ -53,6 +53,8 @@ def _ladder(name: str, seeds: Sequence[Result]) -> str:
     cells.append(_percent(over_seeds("finetuned", "macc")))
     for key, unit, digits in (("params", 1e6, 3), ("macs", 1e9, 3), ("latency_ms", 1, 1)):
         value = over_seeds("finetuned", key)
+        if key == "macs" and (executed := over_seeds("finetuned", "executed_macs")) is not None:
+            value = executed
         cells.append("-" if value is None else f"{value / unit:.{digits}f}")
     minutes = _mean([sum(result["seconds"].values()) / 60 for result in seeds])
     cells.append("-" if minutes is None else f"{minutes:.0f}")

@@ -31,6 +31,7 @@ class RunFolder:
         self.plan = self.path / "plan.json"
         self.parent = self.path / "parent.safetensors"
         self.model = self.path / "model.safetensors"
+        self.gates = self.path / "gates.safetensors"
         self.log = self.path / "log.txt"
         self.tensorboard = self.path / "tensorboard"
         self.picture = self.path / "pictures" / "compare.png"
