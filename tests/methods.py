@@ -12,7 +12,6 @@ import secateur
 from secateur.methods import get_method, list_methods
 from secateur.methods.material import evaluating
 
-
 PRUNING = [name for name in list_methods() if get_method(name).prunes]
 
 

@@ -21,7 +21,8 @@ from secateur.methods.sfp import SFP
 from secateur.methods.taylor import Taylor
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (L1, L2, Random, BNScale, NetworkSlimming, FPGM, Taylor, CAP, CCGN, MCAG, SFP, ACoSP)
+    method.name: method
+    for method in (L1, L2, Random, BNScale, NetworkSlimming, FPGM, Taylor, CAP, CCGN, MCAG, SFP, ACoSP)
 }
 
 
