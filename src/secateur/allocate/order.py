@@ -52,13 +52,16 @@ def chunks_of(
         room = min(len(free), left - floor)
         by_score = free[np.lexsort((free, scores[free]))]
         # The first chunk brings the group to a multiple of the step, the others keep it one.
-        ends = [n for n in range(1, room + 1) if (left - n) % step == 0]
-        parts = [by_score[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        ends = [n for n in range(1, room + 1) if step == 1 or (left - n) % step == 0]
+        if len(ends) == room:  # one unit each
+            parts = list(by_score[:room, None])
+        else:
+            parts = [by_score[start:end] for start, end in zip([0, *ends], ends, strict=False)]
         if allocation.scope == "group":
             ranks = [(len(units) - left + end) / len(units) for end in ends]
         elif savings is not None:
             ranks = [_per_cost(scores[part], savings[part]) for part in parts]
-        elif len(ends) == room:  # one unit each
+        elif len(ends) == room:
             ranks = scores[by_score[:room]].tolist()
         else:
             ranks = [float(scores[part].mean()) for part in parts]
@@ -69,7 +72,9 @@ def chunks_of(
 
 def in_order(chunks: Iterable[list[Chunk]]) -> list[Chunk]:
     """The chunks of several groups, the first to leave first."""
-    return sorted((chunk for mine in chunks for chunk in mine), key=lambda chunk: (chunk.rank, int(chunk.units[0])))
+    every = [chunk for mine in chunks for chunk in mine]
+    order = np.lexsort(([chunk.units[0] for chunk in every], [chunk.rank for chunk in every]))
+    return [every[i] for i in order.tolist()]
 
 
 def within(chunks: list[Chunk], count: float) -> list[Chunk]:

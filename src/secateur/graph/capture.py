@@ -8,6 +8,7 @@ tensors.
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import warnings
@@ -31,7 +32,7 @@ from secateur.graph.inside import distinct_modules, holders_of, inside_of, modul
 from secateur.graph.keep import attributes_kept
 from secateur.graph.meta import Answers, Mode, call
 
-_TORCH = str(Path(torch.__file__).parent)
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"  # not torchvision beside it
 _OURS = tuple(str(path) for path in Path(__file__).parents[1].iterdir() if path.name != "models")
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 

@@ -350,6 +350,11 @@ class Flow:
         """
         if not any(dims):
             return ()
+        if len(dims) == 2 and sizes[0] == sizes[1] and len(dims[0]) == len(dims[1]) == 1:  # mostly: told at once
+            (a,), (b,) = dims
+            if a.whole and b.whole:
+                self.meet(a, b, reason)
+                return (a.copy({"all": a.zero and b.zero, "any": a.zero or b.zero, "never": False}[zero]),)
         size = max(sizes) if all(sizes) else 0
         full = [dim for dim, n in zip(dims, sizes, strict=True) if n == size]
         if len(full) < len(dims):

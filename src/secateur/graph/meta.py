@@ -149,8 +149,9 @@ def _batch_norm(x: Any, weight: Any, bias: Any, mean: Any, var: Any, training: A
     if not _plain(x) or x.dim() < 2:
         return None
     size = (x.shape[1],)
-    if not all(_fits(item, x, size) for item in (weight, bias, mean, var)):
-        return None
+    for item in (weight, bias, mean, var):
+        if item is not None and not _fits(item, x, size):
+            return None
     if x.numel() == x.shape[1] if training else (mean is None or var is None):
         return None
     return _empty(x.shape, x), _empty(size, x), _empty(size, x)
@@ -213,22 +214,29 @@ def _addmm(bias: Any, a: Any, b: Any) -> Any:
 
 
 def _cat(tensors: Any, dim: Any = 0) -> Any:
-    first = tensors[0] if tensors else None
-    if not all(_plain(item) for item in tensors) or first is None or not -first.dim() <= dim < first.dim():
+    if not tensors:
         return None
-    dim %= first.dim()
-    rest = (*first.shape[:dim], *first.shape[dim + 1 :])
+    first = tensors[0]
+    if not _plain(first) or not -first.dim() <= dim < first.dim():
+        return None
+    rank, dtype, shape = first.dim(), first.dtype, [*first.shape]
+    dim %= rank
+    shape[dim] = 0
+    before, behind = tuple(shape[:dim]), tuple(shape[dim + 1 :])
     for item in tensors:
-        if item.dtype != first.dtype or (*item.shape[:dim], *item.shape[dim + 1 :]) != rest:
+        size = item.shape
+        if len(size) != rank or size[:dim] != before or size[dim + 1 :] != behind:
             return None
-        if item.dim() != first.dim() or (item.dim() in (4, 5) and _channels_last(item)):
+        if item.dtype is not dtype or not _plain(item) or (rank in (4, 5) and _channels_last(item)):
             return None
-    return _empty((*rest[:dim], sum(item.shape[dim] for item in tensors), *rest[dim:]), first)
+        shape[dim] += size[dim]
+    return _empty(shape, first)
 
 
 def _channels_last(item: Tensor) -> bool:
     """Laid out in the order of channels last as well."""
-    return item.shape[1] == 1 or set(item.shape[2:]) == {1}
+    shape = item.shape
+    return shape[1] == 1 or (shape[-1] == 1 and set(shape[2:]) == {1})
 
 
 def _same(x: Any, *numbers: Any) -> Any:

@@ -75,12 +75,14 @@ class Plan:
         for tensor, sizes in self.shapes.items():
             if any(size < 0 for size in sizes):
                 raise PlanError(f"plan: {shown(tensor)}: the shape {shown(sizes)} has negative sizes")
+        sorted_ = set[int]()  # ids of indices: those of one group are often the same object
         for tensor, dims in self.slices.items():
             shape = self.shapes.get(tensor)
             for dim, indices in dims.items():
                 where = f"plan: {shown(tensor)} dim {dim}"
-                if indices[0] < 0 or not all(map(lt, indices, indices[1:])):
+                if id(indices) not in sorted_ and (indices[0] < 0 or not all(map(lt, indices, indices[1:]))):
                     raise PlanError(f"{where}: indices must be distinct, sorted and not negative")
+                sorted_.add(id(indices))
                 if shape is None:
                     continue
                 if not 0 <= dim < len(shape):
@@ -241,11 +243,18 @@ class Plan:
 
 
 def _frozen(slices: Removed) -> Removed:
-    frozen = {
-        tensor: MappingProxyType({int(dim): tuple(map(int, indices)) for dim, indices in dims.items() if len(indices)})
+    whole: dict[int, tuple[Any, tuple[int, ...]]] = {}  # by id: many tensors share one object
+
+    def frozen(indices: Any) -> tuple[int, ...]:
+        if id(indices) not in whole:
+            whole[id(indices)] = indices, tuple(map(int, indices))
+        return whole[id(indices)][1]
+
+    every = {
+        tensor: MappingProxyType({int(dim): frozen(indices) for dim, indices in dims.items() if len(indices)})
         for tensor, dims in slices.items()
     }
-    return MappingProxyType({tensor: dims for tensor, dims in frozen.items() if dims})
+    return MappingProxyType({tensor: dims for tensor, dims in every.items() if dims})
 
 
 def _listed(slices: Removed) -> dict[str, dict[str, list[int]]]:
@@ -352,8 +361,16 @@ def plan_of(graph: Graph, units: NDArray[np.bool_] | Iterable[int]) -> Plan:
         if gone == len(group.units) and gone:
             raise PlanError(f"{group.name}: all {gone} units would go; at least one must stay")
     slices = {graph.tensors[t]: dims for t, dims in graph.removed_slices(removed).items()}
+    same: dict[bytes, tuple[int, ...]] = {}  # many tensors lose the same indices
+
+    def listed(indices: NDArray[np.int64]) -> tuple[int, ...]:
+        key = indices.tobytes()
+        if key not in same:
+            same[key] = tuple(indices.tolist())
+        return same[key]
+
     saved, unsaved = (
-        {t.name: {d: tuple(i.tolist()) for d, i in dims.items()} for t, dims in slices.items() if t.saved == wanted}
+        {t.name: {d: listed(i) for d, i in dims.items()} for t, dims in slices.items() if t.saved == wanted}
         for wanted in (True, False)
     )
     return Plan(saved, {t.name: t.shape for t in slices}, graph.numbers_after(removed), unsaved)

@@ -65,10 +65,16 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, optimizer: Opt
 def _applied(model: nn.Module, plan: Plan, inplace: bool, optimizer: Optimizer | None) -> nn.Module:
     check(model, plan)
     old, smaller = state_of(model), dict[int, Tensor]()
+    known: dict[tuple[int, int, torch.device], Tensor] = {}  # what is kept: many tensors lose the same indices
     for name, dims in plan.slices.items():
         tensor = old[name]
         if id(tensor) not in smaller:
-            kept = {d: torch.as_tensor(plan.kept(name, d), device=tensor.device) for d in dims}
+            kept = {}
+            for d, gone in dims.items():
+                key = (id(gone), tensor.shape[d], tensor.device)
+                if key not in known:
+                    known[key] = torch.as_tensor(plan.kept(name, d), device=tensor.device)
+                kept[d] = known[key]
             gradient = None if tensor.grad is None else select(tensor.grad, kept)
             if optimizer is not None:
                 _cut_state(optimizer, tensor, kept)
