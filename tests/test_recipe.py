@@ -170,7 +170,11 @@ WRONG = {
         "expected one of sgd, adam, adamw, got 'adamW'; did you mean 'adamw'?",
     ),
     "wrong precision": ("run: {precision: 64}\n", "run.precision: expected one of 32, bf16, 16, got 64"),
-    "wrong data set": ("data: {name: cityscapes}\n", "data.name: expected one of streets, camvid, got 'cityscapes'"),
+    "wrong data set": (
+        "data: {name: cityscape}\n",
+        "data.name: expected one of streets, camvid, camvid32, cityscapes, ",
+        "got 'cityscape'; did you mean 'cityscapes'?",
+    ),
     "yes for true": ("run: {tensorboard: yes}\n", "run.tensorboard: expected true or false, got 'yes'"),
     "size of one side": (
         "data:\n  size: [180]\n",
@@ -178,6 +182,12 @@ WRONG = {
         "expected a list of two numbers, got the list [180]",
     ),
     "size of three": ("data: {size: [1, 2, 3]}\n", "data.size: expected a list of two numbers, got the list [1, 2, 3]"),
+    "mean of two": ("data: {mean: [0.5, 0.5]}\n", "data.mean.2: expected a list of three numbers, got the list [0.5, 0.5]"),
+    "std of zero": ("data: {std: [0.5, 0, 0.5]}\n", "data.std.1: expected a number > 0, got 0"),
+    "sizes that differ and no crop": (
+        "data:\n  name: voc2012\n  size: null\n",
+        "line 1: data.crop: with size: null images differ in size; expected the [height, width] to crop",
+    ),
     "size of zero": ("data: {size: [0, 2]}\n", "data.size.0: expected a number >= 1, got 0"),
     "range backwards": ("data:\n  limit: 3\n  scale: [2, 1]\n", "line 3: data.scale: expected [smallest, largest]"),
     "number for a path": ("data: {root: 3}\n", "data.root: expected a path, got 3"),

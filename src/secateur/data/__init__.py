@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from secateur.data.ade20k import ADE20K
-from secateur.data.augment import Augment
+from secateur.data.augment import Augment, Normalise
 from secateur.data.camvid import CamVid
 from secateur.data.camvid32 import CamVid32
 from secateur.data.cifar10 import CIFAR10
@@ -27,8 +27,9 @@ from secateur.data.voc2012 import VOC2012
 from secateur.errors import DataError, nearest
 
 __all__ = [
-    "ADE20K", "CIFAR10", "VOC2012", "Augment", "CamVid", "CamVid32", "Cityscapes", "Folder", "Loader", "PairDataset",
-    "Sample", "SegmentationDataset", "Streets", "class_weights", "list_datasets", "make_loader", "open_dataset",
+    "ADE20K", "CIFAR10", "VOC2012", "Augment", "CamVid", "CamVid32", "Cityscapes", "Folder", "Loader", "Normalise",
+    "PairDataset", "Sample", "SegmentationDataset", "Streets", "class_weights", "list_datasets", "make_loader",
+    "open_dataset",
 ]  # fmt: skip
 
 DATASETS: dict[str, type[SegmentationDataset]] = {

@@ -190,9 +190,11 @@ class Comparison:
         recipe = row.recipe
         result = json.loads(self.folder(self._imitated(row)).result.read_text(encoding="utf-8"))
         macs = rung(result, "finetuned")["macs"]
-        classes = len(open_dataset(recipe.data.name, root=recipe.data.root, size=recipe.data.size, limit=1).classes)
+        data = recipe.data
+        opened = open_dataset(data.name, data.root, data.train_split, data.size, limit=1, **data.options)
+        classes = len(opened.classes)
         options = {**recipe.model.options, **({} if recipe.model.width is None else {"width": recipe.model.width})}
-        graph = trace(create_model(recipe.model.name, classes=classes, **options), torch.zeros(1, 3, *recipe.data.size))
+        graph = trace(create_model(recipe.model.name, classes=classes, **options), torch.zeros(1, 3, *data.input_size))
         plan = select(graph, np.zeros(graph.units), budget={"macs": float(macs)}, scope="group", min_keep=0.0)
         write_text(path, plan.to_json())
         return recipe.model_copy(update={"model": recipe.model.model_copy(update={"plan": path})})

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secateur.allocate import Guard
 from secateur.costs import agreed, cost, table_of
-from secateur.data import Augment, Loader, SegmentationDataset, class_weights, make_loader, open_dataset
+from secateur.data import Augment, Loader, Normalise, SegmentationDataset, class_weights, make_loader, open_dataset
 from secateur.errors import MethodError, ModelError, PlanError, RecipeError, SecateurError, nearest
 from secateur.methods import get_method
 from secateur.metrics import main_logits
@@ -21,7 +21,7 @@ from secateur.plan import Plan
 from secateur.pruner import Pruner, Result
 from secateur.recipe import Recipe
 from secateur.surgery import apply
-from secateur.training import seed_everything
+from secateur.training import Inference, seed_everything
 from secateur.training.evaluate import device_of
 from secateur.training.optimize import segmentation_loss
 from secateur.training.pretrained import load_pretrained
@@ -57,8 +57,9 @@ class Inputs:
         self.method_options = self._resolve_options()
         self._check_stages()
         self.start_plan = self._read_plan()
-        self.data = {split: self._open_data(split) for split in ("train", "val")}
-        height, width = recipe.data.size
+        splits = {"train": recipe.data.train_split, "val": recipe.data.val_split}
+        self.data = {role: self._open_data(split) for role, split in splits.items()}
+        height, width = recipe.data.input_size
         self.example = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
         self._check_guard()
         self._check_network()
@@ -144,19 +145,44 @@ class Inputs:
     def loader(
         self, split: str, batch_size: int, training: bool = False, augment: bool = False, rank: int = 0, of: int = 1
     ) -> Loader:
-        """Batches of a split, this process's part of them."""
+        """Batches of a split, this process's part of them. In training all are cropped, if there is a crop; of images
+        that keep their sizes, the others come one by one."""
         data, run = self.recipe.data, self.recipe.run
-        warp = Augment(scale=data.scale, rotate=data.rotate, translate=data.translate, flip=data.flip)
+        change = None
+        if augment:
+            change = Augment(
+                data.scale, data.rotate, data.translate, data.flip, data.crop, data.blur, self.normalise.border
+            )
+        elif training and data.crop is not None:
+            change = Augment.only_crop(data.crop, self.normalise.border)
         return make_loader(
             self.data[split],
-            batch_size,
+            batch_size if training or data.size is not None else 1,
             training=training,
             seed=run.seed,
             workers=data.workers,
-            augment=warp if augment else None,
+            augment=change,
             channels_last=run.channels_last,
             rank=rank,
             world_size=of,
+            normalise=self.normalise,
+        )
+
+    @property
+    def normalise(self) -> Normalise:
+        """What is done to colours."""
+        return Normalise(self.recipe.data.mean, self.recipe.data.std)
+
+    @property
+    def inference(self) -> Inference:
+        """How networks are asked about the images that they are evaluated on."""
+        settings = self.recipe.evaluate
+        return Inference(
+            settings.mode,
+            settings.window or self.recipe.data.crop,
+            settings.overlap,
+            tuple(settings.scales),
+            settings.flip,
         )
 
     @cached_property
@@ -178,7 +204,7 @@ class Inputs:
 
     def _open_data(self, split: str) -> SegmentationDataset:
         data = self.recipe.data
-        options: dict[str, Any] = {"length": data.length} if data.name == "streets" else {}
+        options = {"length": data.length, **data.options} if data.name == "streets" else data.options
         return open_dataset(data.name, root=data.root, split=split, size=data.size, limit=data.limit, **options)
 
     def _read_plan(self) -> Plan | None:
@@ -210,7 +236,7 @@ class Inputs:
                 f"The network {name} fails on an image of shape {tuple(self.example.shape)}: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        found = main_logits(output, self.recipe.data.size).shape[1]
+        found = main_logits(output, self.recipe.data.input_size).shape[1]
         if found != classes:
             raise ModelError(
                 f"The network {name} has {found} classes, the data set {self.recipe.data.name} has {classes}."
@@ -220,7 +246,7 @@ class Inputs:
         """Cuts an untrained network to the budget, so that an hour of training isn't spent on what can't be had."""
         if self.method is None:
             return
-        noise = [(self.example, torch.zeros(1, *self.recipe.data.size, dtype=torch.long))]
+        noise = [(self.example, torch.zeros(1, *self.recipe.data.input_size, dtype=torch.long))]
         pruner = self.pruner(self.to_be_cut(self.network()), data=noise)
         if self.method.prunes and not self.method.decides:
             if self.recipe.schedule.steps > 1:

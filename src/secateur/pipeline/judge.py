@@ -42,7 +42,7 @@ class Judge:
 
     def whole(self, model: nn.Module) -> dict[str, float]:
         """Of a network as it is."""
-        scores = evaluate(self._place(model), self._images, self._confusion)
+        scores = evaluate(self._place(model), self._images, self._confusion, self.inputs.inference)
         return {"mIoU": scores.miou, **{n: math.nan if v is None else v for n, v in scores.per_class.items()}}
 
     def _place(self, model: nn.Module) -> nn.Module:

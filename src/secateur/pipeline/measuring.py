@@ -13,7 +13,6 @@ from torch import nn
 from secateur import report
 from secateur.costs import cost
 from secateur.data import Loader
-from secateur.data.augment import normalise
 from secateur.files import atomic_path
 from secateur.methods import Gating
 from secateur.metrics import Confusion, Scores
@@ -64,18 +63,21 @@ class Measuring:
 
     def scores(self, model: nn.Module) -> Scores:
         """Of a network on Fabric's device."""
-        confusion = Confusion(self.inputs.data["val"].classes, self.inputs.data["val"].ignore_index, self.fabric.device)
-        return evaluate(model, self._loader, confusion)
+        val, boundary = self.inputs.data["val"], self.recipe.evaluate.boundary
+        confusion = Confusion(val.classes, val.ignore_index, self.fabric.device, boundary)
+        return evaluate(model, self._loader, confusion, self.inputs.inference)
 
     def draw(self, path: Path, networks: dict[str, nn.Module]) -> None:
-        """The picture of what the networks predict, by name; none if the recipe wants no images in it."""
+        """The picture of what the networks predict, by name; none if the recipe wants no images in it, or if classes
+        are those of whole images."""
         val = self.inputs.data["val"]
-        wanted = min(self.recipe.evaluate.pictures, len(val))
+        wanted = min(self.recipe.evaluate.pictures, len(val)) if val.task == "segmentation" else 0
         if not wanted or not self.fabric.is_global_zero:
             return
         samples = [val.read(int(index)) for index in np.linspace(0, len(val) - 1, wanted)]
-        inputs = [torch.from_numpy(normalise(sample.image)).permute(2, 0, 1)[None] for sample in samples]
-        rows = {name: [predict(model, image)[0].numpy() for image in inputs] for name, model in networks.items()}
+        inputs = [torch.from_numpy(self.inputs.normalise(sample.image)).permute(2, 0, 1)[None] for sample in samples]
+        how = self.inputs.inference
+        rows = {name: [predict(model, image, how)[0].numpy() for image in inputs] for name, model in networks.items()}
         with atomic_path(path) as temporary:
             images, labels = [s.image for s in samples], [s.label for s in samples]
             report.picture(temporary, images, labels, rows, val.palette, val.classes)

@@ -22,12 +22,13 @@ _EXPECTED = {
     "string_type": "text",
     "string_too_short": "a name",
     "is_instance_of": "a path",
-    "tuple_type": "a list of two numbers",
-    "missing": "a list of two numbers",
-    "too_long": "a list of two numbers",
+    "list_type": "a list",
+    "too_short": "a list that is not empty",
     "model_type": "a section with keys below it",
     "dict_type": "keys with values below it",
 }
+_TUPLES = {"tuple_type", "missing", "too_long"}
+_COUNTS = {2: "two", 3: "three"}
 _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 
 
@@ -53,6 +54,9 @@ def explain(error: ValidationError) -> Iterator[tuple[Place, str]]:
             bounds = _allowed(place, *_BOUNDS)
             limits = " and ".join(f"{sign} {bounds[key]:g}" for key, sign in _BOUNDS.items() if key in bounds)
             yield place, f"expected a number {limits}{got}"
+        elif kind in _TUPLES:
+            count = _COUNTS[len(_allowed(place, "prefixItems")["prefixItems"])]
+            yield place, f"expected a list of {count} numbers{got}"
         else:
             yield place, f"expected {_EXPECTED[kind]}{got}" if kind in _EXPECTED else f"{each['msg']}{got}"
 
@@ -110,11 +114,9 @@ def _unknown_key(place: Place) -> str:
     if len(place) == 1:
         sections = [name for name in Recipe.model_fields if key in _keys(name)]
         return f"unknown section; {elsewhere(key) if sections else _known(key, None)}"
-    message = f"unknown key; {_known(key, str(place[0]))}"
     sections = [name for name in Recipe.model_fields if key in _keys(name)]
-    if "did you mean" not in message and sections:
-        message += f"; it is a key of {', '.join(sections)}"
-    return message
+    hint = f"it is a key of {', '.join(sections)}" if sections else _known(key, str(place[0]))
+    return f"unknown key; {hint}"
 
 
 def _allowed(place: Place, *words: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads `path` and applies `overrides`, each 'section.key=value' with the value in YAML.
 
     Relative paths inside a recipe are relative to the current working directory. An override of one budget key replaces
-    the budget of the file; one of method.name or model.name drops the file's options of the other method or network.
+    the budget of the file; one of method.name, model.name or data.name drops the file's options of the other one.
 
     Raises:
         RecipeError: the file can't be read or is not YAML, or keys or values are wrong: one message that lists every
@@ -116,8 +116,9 @@ def _override(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[Pl
 
 
 def _drop_replaced(values: dict[str, Any], overrides: Sequence[tuple[tuple[str, ...], Any]]) -> None:
-    """Takes out of the file's values what overrides replace: the budget, the options of another method or network."""
-    names = {"method": Recipe().method.name, "model": Recipe().model.name}
+    """Takes out of the file's values what overrides replace: the budget, the options of another data set, method or
+    network."""
+    names = {head: getattr(Recipe(), head).name for head in ("data", "method", "model")}
     for (head, key, *_), value in overrides:
         section = values.get(head)
         if not isinstance(section, dict):

@@ -29,6 +29,9 @@ Positive = Annotated[int, Field(ge=1)]
 Size = Annotated[tuple[Positive, Positive], BeforeValidator(_as_tuple)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Range = Annotated[tuple[PositiveFloat, PositiveFloat], BeforeValidator(_as_tuple)]
+Colour = Annotated[tuple[float, float, float], BeforeValidator(_as_tuple)]
+Deviation = Annotated[tuple[PositiveFloat, PositiveFloat, PositiveFloat], BeforeValidator(_as_tuple)]
+Name = Annotated[str, Field(min_length=1)]
 File = Annotated[Path, BeforeValidator(_as_path)]
 Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["cosine", "poly", "constant"]
@@ -47,16 +50,25 @@ class Section(BaseModel):
 class Data(Section):
     """The data set, and how training images are varied."""
 
-    name: Literal["streets", "camvid"] = Field(
-        default="streets", description="data set: streets (drawn on the fly) or camvid"
+    name: Literal["streets", "camvid", "camvid32", "cityscapes", "ade20k", "voc2012", "cifar10", "folder"] = Field(
+        default="streets",
+        description="streets (drawn on the fly), camvid, camvid32, cityscapes, ade20k, voc2012, cifar10 or folder",
     )
-    root: File | None = Field(default=None, description="folder of the data set (camvid); null for streets")
-    size: Size = Field(
-        default=(180, 240), description="[height, width] in pixels that images and labels are brought to"
+    root: File | None = Field(
+        default=None, description="where the data set is on disk: a folder, or the YAML of a folder; null for streets"
+    )
+    options: dict[str, Any] = Field(default={}, description="further arguments of the data set, as in {sbd: data/sbd}")
+    train_split: Name = Field(default="train", description="split that is trained on")
+    val_split: Name = Field(default="val", description="split that is evaluated")
+    size: Size | None = Field(
+        default=(180, 240),
+        description="[height, width] in pixels that images and labels are brought to; null: each its own",
     )
     limit: Positive | None = Field(
         default=None, description="only the first n samples of each split, for trying things"
     )
+    mean: Colour = Field(default=(0.485, 0.456, 0.406), description="mean of red, green and blue in [0, 1]; ImageNet's")
+    std: Deviation = Field(default=(0.229, 0.224, 0.225), description="their standard deviations, that they come to 1")
     workers: Count = Field(default=1, description="processes that load data; 0 loads in the main process")
     scale: Range = Field(default=(0.75, 1.5), description="[smallest, largest] random zoom while training")
     rotate: Annotated[float, Field(ge=0, le=180)] = Field(
@@ -64,6 +76,10 @@ class Data(Section):
     )
     translate: Share = Field(default=0.1, description="largest random shift, as a share of the side")
     flip: Share = Field(default=0.5, description="probability of a left-right flip")
+    crop: Size | None = Field(
+        default=None, description="[height, width] cut out of them while training, with void around; null: no crop"
+    )
+    blur: Share = Field(default=0.0, description="probability of a Gaussian blur over 5x5 pixels")
     length: Positive = Field(default=200, description="number of training images to draw (streets)")
 
     @model_validator(mode="after")
@@ -71,6 +87,21 @@ class Data(Section):
         if self.scale[0] > self.scale[1]:
             raise PydanticCustomError("at_key", "expected [smallest, largest], got the larger first", {"key": "scale"})
         return self
+
+    @model_validator(mode="after")
+    def _training_images_have_one_size(self) -> Data:
+        if self.size is None and self.crop is None:
+            raise PydanticCustomError(
+                "at_key", "with size: null images differ in size; expected the [height, width] to crop", {"key": "crop"}
+            )
+        return self
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of what the network is trained on, and of the image that its costs are counted for."""
+        size = self.crop or self.size
+        assert size is not None
+        return size
 
 
 class Model(Section):
@@ -252,6 +283,20 @@ class Evaluate(Section):
     )
     latency_repeats: Count = Field(default=20, description="timed forward passes of one image; 0 measures no latency")
     pictures: Count = Field(default=4, description="validation images in the picture of predictions")
+    mode: Literal["whole", "slide"] = Field(
+        default="whole", description="images as a whole, or slide: in windows, whose class probabilities are averaged"
+    )
+    window: Size | None = Field(default=None, description="[height, width] of the windows; null: data.crop")
+    overlap: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=1 / 3, description="share of a window that the next one covers as well"
+    )
+    scales: Annotated[list[PositiveFloat], Field(min_length=1)] = Field(
+        default_factory=lambda: [1.0], description="factors that images are resized by, all averaged"
+    )
+    flip: bool = Field(default=False, description="average with what is predicted for the mirrored image")
+    boundary: Annotated[float, Field(gt=0, le=0.5)] | None = Field(
+        default=None, description="boundary IoU as well, in bands of this share of the diagonal, as 0.02; null: none"
+    )
 
 
 class Run(Section):
@@ -310,6 +355,14 @@ class Recipe(Section):
                 "at_key",
                 "nothing is limited; expected exactly one of {keys}",
                 {"key": "budget", "keys": ", ".join(BUDGET_KEYS)},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _windows_have_a_size(self) -> Recipe:
+        if self.evaluate.mode == "slide" and self.evaluate.window is None and self.data.crop is None:
+            raise PydanticCustomError(
+                "at_key", "no size of the windows is given, nor data.crop; expected one of them", {"key": "evaluate"}
             )
         return self
 

@@ -2,6 +2,7 @@
 
 from secateur.training.checkpoint import CheckpointFolder, read_state, write_state
 from secateur.training.evaluate import evaluate, latency, predict, recalibrate
+from secateur.training.inference import Inference
 from secateur.training.loop import Hooks, StageResult, fit
 from secateur.training.metrics_log import MetricsLog
 from secateur.training.optimize import Settings, learning_rate, learning_rate_sum, make_optimizer, segmentation_loss
@@ -11,6 +12,7 @@ from secateur.training.random_state import get_random_state, seed_everything, se
 __all__ = [
     "CheckpointFolder",
     "Hooks",
+    "Inference",
     "MetricsLog",
     "ProgressDisplay",
     "Settings",

@@ -7,13 +7,14 @@ import itertools
 import statistics
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from secateur.metrics import Confusion, Scores, main_logits
+from secateur.metrics import Confusion, Scores
+from secateur.training.inference import WHOLE, Inference
 
 __all__ = ["Loader", "evaluate", "latency", "predict", "recalibrate"]
 
@@ -30,27 +31,28 @@ class Loader(Protocol):
     def __len__(self) -> int: ...
 
 
-def evaluate(model: nn.Module, loader: Loader, confusion: Confusion) -> Scores:
+def evaluate(model: nn.Module, loader: Loader, confusion: Confusion, inference: Inference = WHOLE) -> Scores:
     """The scores of the main head's argmax at the labels' size, over all batches of the loader's epoch 0.
 
     Args:
         model: in any mode; it is evaluated in eval mode and left as it was.
         loader: N3HW images and NHW labels.
         confusion: on the model's device; what it has counted before is forgotten.
+        inference: how images are shown to the network; as a whole by default.
     """
     confusion.reset()
     device = device_of(model)
     with _eval_mode(model), torch.no_grad():
         for images, labels in loader.epoch(0):
             labels = labels.to(device)
-            confusion.update(_classes(model, images.to(device), labels.shape[-2:]), labels)
+            confusion.update(inference.classes(model, images.to(device), labels.shape[-2:]), labels)
     return confusion.scores()
 
 
-def predict(model: nn.Module, images: Tensor) -> Tensor:
+def predict(model: nn.Module, images: Tensor, inference: Inference = WHOLE) -> Tensor:
     """The predicted class of every pixel, int64 (N, H, W) on the CPU, for normalised images (N, 3, H, W)."""
     with _eval_mode(model), torch.no_grad():
-        return _classes(model, images.to(device_of(model)), images.shape[-2:]).cpu()
+        return inference.classes(model, images.to(device_of(model)), images.shape[-2:]).cpu()
 
 
 def recalibrate(model: nn.Module, loader: Loader, batches: int) -> int:
@@ -113,10 +115,6 @@ def latency(model: nn.Module, example: Tensor, repeats: int = 20, warm_up: int =
 def device_of(model: nn.Module) -> torch.device:
     """Where the network's parameters (or buffers) are; the CPU if it has none."""
     return next((t.device for t in itertools.chain(model.parameters(), model.buffers())), torch.device("cpu"))
-
-
-def _classes(model: nn.Module, images: Tensor, size: Any) -> Tensor:
-    return main_logits(model(images), size).argmax(1)
 
 
 def _wait(device: torch.device) -> None:
