@@ -182,7 +182,7 @@ WRONG = {
         "expected a list of two numbers, got the list [180]",
     ),
     "size of three": ("data: {size: [1, 2, 3]}\n", "data.size: expected a list of two numbers, got the list [1, 2, 3]"),
-    "mean of two": ("data: {mean: [0.5, 0.5]}\n", "data.mean.2: expected a list of three numbers, got the list [0.5, 0.5]"),
+    "mean of two": ("data: {mean: [0.5, 0.4]}\n", "data.mean.2: expected a list of three numbers, got the list [0.5"),
     "std of zero": ("data: {std: [0.5, 0, 0.5]}\n", "data.std.1: expected a number > 0, got 0"),
     "sizes that differ and no crop": (
         "data:\n  name: voc2012\n  size: null\n",
