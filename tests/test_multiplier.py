@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 import zoo
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import secateur
 from secateur.graph import Graph
@@ -77,14 +78,18 @@ def attached(graph: Graph, behind: bool) -> list[Multiplier]:
     return layers
 
 
+def shape_for(module: nn.Module) -> tuple[int, ...]:
+    """Of a factor for what a module puts out."""
+    return (-1,) if isinstance(module, nn.Linear) else (-1, 1, 1)
+
+
 def by_autograd(model: nn.Module, x: Tensor, layers: list[Multiplier]) -> tuple[Tensor, list[Tensor]]:
     """The loss and f * dL/df where every factor is a leaf that multiplies out of place."""
     leaves, handles = [layer.factor.clone().requires_grad_() for layer in layers], []
     for layer, leaf in zip(layers, leaves, strict=True):
         layer.detach()
-        shape = (-1, *[1] * layer.spatial)
         handles += [
-            model.get_submodule(name).register_forward_hook(lambda m, a, out, f=leaf, s=shape: out * f.view(s))
+            model.get_submodule(name).register_forward_hook(lambda m, a, out, f=leaf: out * f.view(shape_for(m)))
             for name in layer.modules
         ]
     loss = loss_of(model(x))
@@ -167,7 +172,7 @@ def test_gradients_add_up_over_backward_passes() -> None:
 
 @pytest.mark.parametrize("behind", [False, True], ids=["convolution", "norm"])
 @pytest.mark.parametrize("name", ["unet", "segnet", "kinds"])
-def test_nothing_is_kept_for_the_backward_pass_but_the_factors(name: str, behind: bool) -> None:
+def test_nothing_is_kept_for_the_backward_pass_but_factors_and_weights(name: str, behind: bool) -> None:
     model, x = network(name)
     graph = secateur.trace(model, x)
 
@@ -185,7 +190,8 @@ def test_nothing_is_kept_for_the_backward_pass_but_the_factors(name: str, behind
 
     before = saved()
     layers = attached(graph, behind)
-    assert saved() <= before + sum(layer.factor.nbytes for layer in layers)
+    multiplied = sum(p.nbytes for layer in layers for p in layer.parameters)
+    assert before < saved() <= before + sum(layer.factor.nbytes for layer in layers) + multiplied
 
 
 def test_networks_are_traced_as_if_there_were_no_factors() -> None:
@@ -217,6 +223,51 @@ def test_half_precision_outputs_and_images_without_a_batch() -> None:
     torch.testing.assert_close(conv(x), plain * layer.factor.view(4, 1, 1))
     with torch.autocast("cpu", torch.bfloat16):
         assert conv(x).dtype == torch.bfloat16
+        torch.testing.assert_close(conv(x).float(), plain * layer.factor.view(4, 1, 1), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["convolution", "norm"])
+def test_a_module_has_its_own_parameters_whenever_it_does_not_run(behind: bool) -> None:
+    model, x = network("unet")
+    own, names = list(model.parameters()), list(model.state_dict())
+    attached(secateur.trace(model, x), behind)
+    model(x)
+    assert all(a is b for a, b in zip(own, model.parameters(), strict=True)) and names == list(model.state_dict())
+    with pytest.raises(RuntimeError):
+        model(x[:, :2])  # fails in the first convolution
+    assert all(a is b for a, b in zip(own, model.parameters(), strict=True))
+
+
+def test_compiled_and_checkpointed_networks_are_multiplied_likewise() -> None:
+    model, x = network("unet")
+    attached(secateur.trace(model, x), behind=False)
+    expected = model(x)
+    loss_of(expected).backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    for run in (torch.compile(model, backend="eager"), lambda x: checkpoint(model, x, use_reentrant=False)):
+        model.zero_grad()
+        output = run(x)
+        torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
+        loss_of(output).backward()
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-8, atol=1e-10)
+
+
+def test_a_norm_with_an_activation_in_it_is_multiplied_in_front_of_that() -> None:
+    class NormAct(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).relu()
+
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), NormAct(6), nn.Conv2d(6, 4, 1)).double()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    plain = model[:2](x).detach()
+    graph = secateur.trace(model, x)
+    layers = multipliers(graph, ["0"])
+    assert {layer.modules for layer in layers} == {("0",), ("1",), ("2",)}
+    norm = next(layer for layer in layers if layer.modules == ("1",))
+    norm.factor = torch.linspace(0, 1, 6, dtype=torch.float64)
+    norm.attach(model)
+    torch.testing.assert_close(model[:2](x), plain * norm.factor.view(-1, 1, 1))
 
 
 # where there is none

@@ -1,14 +1,14 @@
-"""Factors on the channels that convolutions, linear layers and batch norms put out, and their gradients.
+"""Factors on the channels that convolutions, linear layers and norms put out, and their gradients.
 
-With y = f * conv(x; w, b) the output hangs on f only through f w and f b, channel by channel, so that
+With y = f * conv(x; w, b) the output hangs on f only through f w and f b, channel by channel. So the layer is called
+with f w and f b in place of w and b (with f gamma and f beta, for a norm): the product is one of the size of the
+parameters, and no activation is kept for it. And so
 
     f_j * dL/df_j  =  sum over the filter (w_j * dL/dw_j)  +  b_j * dL/db_j
 
-and likewise with gamma and beta for a norm. That is exact, wherever and however often the layer is called. What
-autograd has worked out for the network's own parameters is therefore all that is needed: nothing is saved for a factor,
-the product is made in place (neither convolutions nor batch norms need their own output backwards), and what stands in
-`.grad` is averaged over processes and unscaled already. Where several layers make a channel together, the sum over them
-is that of the channel.
+which is exact, wherever and however often the layer is called. What autograd has worked out for the network's own
+parameters is all that is needed; what stands in their `.grad` is averaged over processes and unscaled already. Where
+several layers make a channel together, the sum over them is that of the channel.
 
 What the identity can't see: a parameter that something else reads as well (such layers get no factor), and terms that a
 user's loss has of the weights themselves. An optimizer's weight decay is none of them.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ from secateur.methods.sites import Site, sites_of
 from secateur.surgery import unfoldable
 from secateur.surgery.walk import Walk, is_product, operands
 
+_OWN = "_parameters_without_factors"  # of a module while it runs
+
 
 @dataclass(eq=False)
 class Multiplier:
@@ -44,9 +47,8 @@ class Multiplier:
         sites: names of the convolutions and linear layers whose channels these are: the modules themselves, or those
             that the norm alone reads.
         units: int64 (C), the unit of every channel, -1 where there is none.
-        parameters: those that could take the factors: weight and biases, or gamma and beta.
+        parameters: those that take the factors: weight and biases, or gamma and beta.
         layout: a site that tells how the weight is laid out; None for norms.
-        spatial: dimensions of the output behind the channels.
         factor: (C); None for ones.
     """
 
@@ -55,13 +57,18 @@ class Multiplier:
     units: NDArray[np.int64]
     parameters: tuple[nn.Parameter, ...]
     layout: Site | None
-    spatial: int
     factor: Tensor | None = None
     _handles: list[RemovableHandle] = field(default_factory=list)
 
     def attach(self, model: nn.Module) -> None:
         """Multiply from now on, in train and eval mode."""
-        self._handles = [model.get_submodule(name).register_forward_hook(self) for name in self.modules]
+        for name in self.modules:
+            module = model.get_submodule(name)
+            enter = partial(self._enter, _keys_of(module, self.parameters))
+            self._handles += [
+                module.register_forward_pre_hook(enter),
+                module.register_forward_hook(_leave, always_call=True),
+            ]
 
     def detach(self) -> None:
         """Multiply no more."""
@@ -69,10 +76,20 @@ class Multiplier:
             handle.remove()
         self._handles, self.factor = [], None
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        """The forward hook. On the meta device networks are traced, as for their cost."""
-        if self.factor is not None and isinstance(output, Tensor) and not output.is_meta:
-            output.mul_(self.factor.to(output.device, output.dtype).view(-1, *[1] * self.spatial))
+    def _enter(self, keys: Sequence[str], module: nn.Module, args: Any) -> None:
+        """In front of a forward pass; but on the meta device networks are traced, as for their cost."""
+        own = {key: p for key in keys if (p := module._parameters[key]) is not None}
+        if self.factor is not None and not any(parameter.is_meta for parameter in own.values()):
+            vars(module)[_OWN] = own
+            module._parameters.update({key: self._times(p, self.factor) for key, p in own.items()})  # type: ignore[misc]
+
+    def _times(self, parameter: Tensor, factor: Tensor) -> Tensor:
+        """A parameter, channel by channel times a factor (C)."""
+        factor, ones = factor.to(parameter.device, parameter.dtype), [1] * (parameter.dim() - 1)
+        if parameter.dim() > 1 and self.layout is not None and self.layout.transposed:
+            groups = self.layout.groups  # (inputs, outputs / groups, ...)
+            return (parameter.unflatten(0, (groups, -1)) * factor.view(groups, 1, -1, *ones[1:])).flatten(0, 1)
+        return parameter * factor.view(-1, *ones)
 
     def __deepcopy__(self, memo: Any) -> Multiplier:
         return self  # the hooks of a copied network multiply by the same factors
@@ -89,11 +106,7 @@ class Multiplier:
     def fold(self, factor: Tensor) -> None:
         """Put a factor (C) into the parameters, so that the network computes the same without it."""
         for parameter in self.parameters:
-            filters, shape = parameter, [-1, *[1] * (parameter.dim() - 1)]
-            if parameter.dim() > 1 and self.layout is not None and self.layout.transposed:
-                filters = parameter.unflatten(0, (self.layout.groups, -1))  # from (inputs, outputs / groups, ...)
-                shape = [self.layout.groups, 1, -1, *[1] * (parameter.dim() - 2)]
-            filters.mul_(factor.to(parameter.device, parameter.dtype).view(shape))
+            parameter.copy_(self._times(parameter, factor))
 
     @property
     def device(self) -> torch.device:
@@ -104,6 +117,16 @@ class Multiplier:
     def dtype(self) -> torch.dtype:
         """Of factors and sums: the layer's, or float32 if that is finer."""
         return torch.promote_types(self.parameters[0].dtype, torch.float32)
+
+
+def _keys_of(module: nn.Module, parameters: Sequence[nn.Parameter]) -> list[str]:
+    """What a module calls those of the parameters that are its own."""
+    return [key for key, own in module._parameters.items() if any(own is parameter for parameter in parameters)]
+
+
+def _leave(module: nn.Module, args: Any, output: Any) -> None:
+    """Behind a forward pass, also one that failed: the module has its own parameters again."""
+    module._parameters.update(vars(module).pop(_OWN, {}))
 
 
 def multipliers(graph: Graph, behind_norm: Collection[str] = ()) -> list[Multiplier]:
@@ -122,17 +145,17 @@ def multipliers(graph: Graph, behind_norm: Collection[str] = ()) -> list[Multipl
         """Unless the parameters do not tell."""
         parameters = tuple(p for p in map(state.get, names) if isinstance(p, nn.Parameter) and p.requires_grad)
         units = norm.units if norm is not None else sites[0].units
+        here = [graph.model.get_submodule(name) for name in modules]
         alike = {(len(site.units), site.transposed, site.groups) for site in (sites if norm is None else ())}
         if (
             len(alike) <= 1
             and all((site.units == units).all() for site in sites)
             and len(parameters) == len(names)
             and _read_by_none_else(walks, names, modules)
+            and {id(p) for p in parameters} == {id(m._parameters[k]) for m in here for k in _keys_of(m, parameters)}
         ):
-            spatial = norm.spatial if norm is not None else state[sites[0].weight].dim() - 2
             own = tuple(site.module for site in sites)
-            layout = sites[0] if norm is None else None
-            found.append(Multiplier(tuple(modules), own, units, parameters, layout, spatial))
+            found.append(Multiplier(tuple(modules), own, units, parameters, sites[0] if norm is None else None))
 
     by_weight, by_norm, onwards = dict[str, list[Site]](), dict[str, list[Site]](), set[int]()
     for site in sites_of(graph):
@@ -152,27 +175,22 @@ def multipliers(graph: Graph, behind_norm: Collection[str] = ()) -> list[Multipl
 
 @dataclass(frozen=True, slots=True)
 class _Norm:
-    """A batch or group norm: the names of gamma and beta, the units of its channels, its output's dimensions behind."""
+    """A batch or group norm: the names of gamma and beta, and the units of its channels."""
 
     names: tuple[str, ...]
     units: NDArray[np.int64]
-    spatial: int
 
 
 def _norms(graph: Graph, walks: Sequence[Walk]) -> dict[str, _Norm]:
-    """By module, those that return what they normalised, with parameters as they are."""
+    """By module, those whose parameters are used as they are."""
     infos = {name: t for t in graph.tensors for name in (t.name, *t.aliases)}
     found: dict[str, _Norm] = {}
     for walk in walks:
-        returned = {(name, value) for name, values in walk.flow.capture.calls for value in values}
         for node in walk.nodes:
-            out = node.outputs[0] if node.outputs else None
-            if node.op not in (*BATCH_NORMS, "native_group_norm") or out is None:
-                continue
-            names = tuple(walk.parameter(ref) for ref in node.args[1:3] if ref is not None)
-            if names and all(names) and (node.module, out.value) in returned:
-                units = units_along(graph, infos[names[0]], 0)
-                found.setdefault(node.module, _Norm(names, units, len(walk.flow.shape(out)) - 2))
+            if node.op in (*BATCH_NORMS, "native_group_norm"):
+                names = tuple(walk.parameter(ref) for ref in node.args[1:3] if ref is not None)
+                if names and all(names):
+                    found.setdefault(node.module, _Norm(names, units_along(graph, infos[names[0]], 0)))
     return found
 
 

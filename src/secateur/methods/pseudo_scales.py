@@ -74,7 +74,7 @@ class PseudoScales:
             assert layer.layout is not None
             name = f"{layer.modules[0]}.pseudo_scale"
             self.scales.append(Scale(name, scale, layer.units, None, layer.layout.positions))
-            self.modules.update(dict.fromkeys(layer.modules if layer.spatial else (), name))
+            self.modules.update(dict.fromkeys(layer.modules if layer.parameters[0].dim() > 2 else (), name))
 
     def attach(self, model: nn.Module) -> None:
         """Multiply from now on."""
