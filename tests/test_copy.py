@@ -66,6 +66,22 @@ def test_classes_with_a_way_of_their_own_are_copied_in_it():
     assert all(a is b for a, b in zip(lstm._flat_weights, lstm.parameters(), strict=True))
 
 
+def test_buffers_that_share_memory_do_so_in_the_copy():
+    net = nn.Module()
+    net.register_buffer("whole", torch.arange(6.0))
+    net.register_buffer("part", net.whole[2:4])
+    net.register_buffer("turned", net.whole.view(2, 3).t())
+    net.register_buffer("again", net.whole.view(3, 2))
+    net.alone, net.marked = torch.ones(2), torch.ones(2)
+    net.marked.mark = "kept"
+    new = _deep_copy(net, {})
+    new.whole.fill_(7)
+    assert new.part.tolist() == [7, 7] and new.again.eq(7).all()
+    assert new.turned.eq(7).all() and new.turned.stride() == (1, 3)
+    assert net.whole.tolist() == [0, 1, 2, 3, 4, 5]
+    assert new.alone is not net.alone and new.marked.mark == "kept"
+
+
 def test_tensors_given_stand_in_for_those_of_the_network():
     net = Marked()
     given = nn.Parameter(torch.zeros(2, 3, 3, 3))

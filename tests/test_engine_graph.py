@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -265,3 +267,37 @@ def test_zero_padding_of_a_shortcut_is_pinned_where_the_padding_is_literal() -> 
     model = zoo.randomise(PadShortcut()).double()
     result = secateur.prune(model, zoo.example().double(), method="random", pruning_ratio=0.5)
     assert result.report.ok and len(result.plan)
+
+
+class InTraining(nn.Module):
+    """In train mode, a size that is written in the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1)
+        self.head = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        runs.write("train " if self.training else "eval ")
+        y = self.one(x).relu()
+        if self.training and self.one.bias is not None:
+            y = y.reshape(y.shape[0], 8, -1).reshape(y.shape)
+        return self.head(self.two(y).relu())
+
+
+runs = io.StringIO()  # a list would be put back after each run
+
+
+def test_what_runs_in_train_mode_only_is_tried_there() -> None:
+    graph = secateur.trace(InTraining(), torch.zeros(1, 3, 4, 4))
+    reasons = {group.name: group.pinned for group in graph.groups}
+    assert "written in the code" in str(reasons["one"]) and reasons["two"] is None
+
+
+def test_a_network_without_surprises_runs_twice_to_be_recorded_and_once_a_draw() -> None:
+    net = InTraining()
+    net.one = nn.Conv2d(3, 8, 1, bias=False)  # then train mode runs through the same code
+    runs.seek(runs.truncate(0))
+    graph = secateur.trace(net, torch.zeros(1, 3, 4, 4))
+    assert [group.pinned for group in graph.groups if group.name in ("one", "two")] == [None, None]
+    assert runs.getvalue() == "eval train eval eval "

@@ -216,3 +216,46 @@ def test_batch_norm_changes_no_statistics_and_gives_tensors_of_its_own():
     x, v = empty((2, 6, 8, 8), torch.float32), empty((6,), torch.float32)
     assert all(out is not v and out is not x for out in meta.RULES[aten.native_batch_norm.default](
         x, v, v, v, v, False, 0.1, 1e-5))  # fmt: skip
+
+
+REMEMBERED = [
+    lambda x: (aten.native_layer_norm.default, (x, x.shape[-1:], None, None, 1e-5)),
+    lambda x: (aten.add.Tensor, (x, 1)),
+    lambda x: (aten.mul.Tensor, (x, x)),
+    lambda x: (aten.mul.Tensor, (x, empty(x.shape[-1:], x.dtype))),
+    lambda x: (aten.mean.dim, (x, [-1], True)),
+    lambda x: (aten.mean.dim, (x, [-1], True), {"dtype": torch.float64}),
+    lambda x: (aten.cat.default, ([x, x], -1)),
+    lambda x: (aten.max.dim, (x, -1)),
+    lambda x: (aten.var_mean.correction, (x, [0])),
+]
+
+
+@FEW
+@given(st.data())
+def test_what_is_remembered_is_what_pytorch_says(data):
+    """Several calls with one memory, so that the answer to one is not taken for another's."""
+    known = {}
+    integers = empty((2, 3), torch.int64)
+    for x in (*(data.draw(tensors()) for _ in range(3)), integers):
+        for make in REMEMBERED:
+            func, args, kwargs = (*make(x), {})[:3]
+            try:
+                truth = func(*args, **kwargs)
+            except Exception:
+                continue
+            for _ in range(2):
+                assert told(meta.call(func, args, kwargs, known)) == told(truth)
+    assert meta.call(aten.add.Tensor, (integers, 1.0), {}, known).dtype == torch.float32
+    assert meta.call(aten.add.Tensor, (integers, 1), {}, known).dtype == torch.int64
+
+
+def test_only_new_tensors_are_remembered():
+    known, x = {}, empty((4, 6), torch.float32, "turned")
+    for func, args in ((aten.view.default, (x.t(), [24])), (aten.relu_.default, (x,)), (aten.lift.default, (x,))):
+        made = meta.call(func, args, {}, known)
+        assert made.untyped_storage()._cdata == x.untyped_storage()._cdata
+    assert meta.call(aten.add.Tensor, (torch.ones(2), 1), {}, known).tolist() == [2, 2]
+    assert not known
+    first = meta.call(aten.add.Tensor, (x, 1), {}, known)
+    assert known and meta.call(aten.add.Tensor, (x, 1), {}, known) is not first

@@ -3,9 +3,10 @@
 from secateur.graph.attributes import output_dim
 from secateur.graph.capture import Place, mapped_state, mode_of, run, state_of, tensors_in, twice, unwrapped
 from secateur.graph.couplings import Coupling
-from secateur.graph.flow import FIXED, Flow, Track
+from secateur.graph.flow import Flow
 from secateur.graph.guilt import find_guilty
 from secateur.graph.keep import no_collection
+from secateur.graph.labels import FIXED, Track
 from secateur.graph.matching import match_groups
 from secateur.graph.network import Graph, Group
 from secateur.graph.trace import trace

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from secateur.graph.flow import Equality
+from secateur.graph.labels import Equality
 from secateur.graph.trial import Failure, Trial
 
 REASON = "sizes that agree only if both shrink alike"

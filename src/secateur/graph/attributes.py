@@ -12,8 +12,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from secateur.graph.flow import Atoms, Flow
+from secateur.graph.flow import Flow
 from secateur.graph.inside import named_modules_of
+from secateur.graph.labels import Atoms
 from secateur.graph.units import AtomTable, TensorInfo
 
 

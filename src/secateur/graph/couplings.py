@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from secateur.graph.capture import Place
-from secateur.graph.flow import Atoms, Flow, argument
+from secateur.graph.flow import Flow, argument
+from secateur.graph.labels import Atoms
 
 if TYPE_CHECKING:
     from secateur.graph.network import Graph

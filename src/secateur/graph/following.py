@@ -13,7 +13,7 @@ from itertools import combinations, islice
 from torch import nn
 
 from secateur.graph.attributes import Number
-from secateur.graph.flow import Atoms
+from secateur.graph.labels import Atoms
 from secateur.graph.trial import Trial
 
 _MOST_TRIED = 20  # choices of attributes

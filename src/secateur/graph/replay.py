@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur.graph.capture import Capture, Place
-from secateur.graph.flow import FREE, Atoms, Dim, Flow, Layout
+from secateur.graph.flow import Flow
+from secateur.graph.labels import FREE, Atoms, Dim, Layout
 from secateur.graph.meta import Answering, Answers, call
 
 Shape = tuple[int, ...]

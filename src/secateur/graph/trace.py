@@ -13,10 +13,11 @@ from secateur.graph import capture as capturing
 from secateur.graph.alike import alike
 from secateur.graph.attributes import Number, kernels_of, numbers_of, numbers_of_calls, partner_of
 from secateur.graph.capture import Capture, capture, unwrapped
-from secateur.graph.flow import Choice, Equality, Flow, Pin
+from secateur.graph.flow import Flow
 from secateur.graph.following import following
 from secateur.graph.inside import inside_of, named_modules_of, unsaved_of, walked_once
 from secateur.graph.keep import no_collection
+from secateur.graph.labels import Choice, Equality, Pin
 from secateur.graph.network import Graph
 from secateur.graph.operators import CONVOLUTIONS
 from secateur.graph.rules import RULES, elementwise

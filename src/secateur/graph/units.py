@@ -12,7 +12,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from secateur.graph.capture import Place
-from secateur.graph.flow import FIXED, Atoms, Equality, Layout, Pin, Track
+from secateur.graph.labels import FIXED, Atoms, Equality, Layout, Pin, Track
 
 
 @dataclass(frozen=True, slots=True)

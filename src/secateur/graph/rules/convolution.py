@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from secateur.graph.capture import Node, Ref
-from secateur.graph.flow import FREE, Dim, Flow, Track
+from secateur.graph.flow import Flow
+from secateur.graph.labels import FREE, Dim, Track
 from secateur.graph.operators import CONVOLUTIONS
 from secateur.graph.rules.table import rule
 

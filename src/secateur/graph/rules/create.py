@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from secateur.graph.capture import Node
-from secateur.graph.flow import FREE, Flow, Track, copied
+from secateur.graph.flow import Flow
+from secateur.graph.labels import FREE, Track, copied
 from secateur.graph.rules.table import rule
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from secateur.graph.capture import Node
-from secateur.graph.flow import Flow, copied
+from secateur.graph.flow import Flow
+from secateur.graph.labels import copied
 from secateur.graph.rules.table import rule
 
 

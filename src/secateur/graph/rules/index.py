@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from secateur.graph.capture import Node, Ref
-from secateur.graph.flow import Dim, Flow, copied
+from secateur.graph.flow import Flow
+from secateur.graph.labels import Dim, copied
 from secateur.graph.rules.table import rule
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from secateur.graph.capture import Node, Ref
-from secateur.graph.flow import FIXED, FREE, Dim, Flow, Layout, Track, argument, copied
+from secateur.graph.flow import Flow, argument
+from secateur.graph.labels import FIXED, FREE, Dim, Layout, Track, copied
 from secateur.graph.rules.table import rule
 
 

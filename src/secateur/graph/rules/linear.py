@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from secateur.graph.capture import Node, Ref
-from secateur.graph.flow import Dim, Flow, Layout, copied
+from secateur.graph.flow import Flow
+from secateur.graph.labels import Dim, Layout, copied
 from secateur.graph.rules.table import rule
 
 

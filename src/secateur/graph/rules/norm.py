@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from secateur.graph.capture import Node, Ref
-from secateur.graph.flow import Flow, Track, argument, copied
+from secateur.graph.flow import Flow, argument
+from secateur.graph.labels import Track, copied
 from secateur.graph.operators import BATCH_NORMS
 from secateur.graph.rules.table import rule
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from secateur.graph.capture import Node
-from secateur.graph.flow import Flow, Layout, copied
+from secateur.graph.flow import Flow
+from secateur.graph.labels import Layout, copied
 from secateur.graph.rules.table import rule
 
 _RANK = {"1d": 1, "2d": 2, "3d": 3}

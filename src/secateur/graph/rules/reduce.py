@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from secateur.graph.capture import Node
-from secateur.graph.flow import Flow, Layout, argument, copied
+from secateur.graph.flow import Flow, argument
+from secateur.graph.labels import Layout, copied
 from secateur.graph.rules.table import rule
 
 # Sums of zeros: removed elements contribute nothing where they are zero.

@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from secateur.graph.capture import Node
-from secateur.graph.flow import FREE, Atoms, Dim, Flow, Layout, Track, argument, copied
+from secateur.graph.flow import Flow, argument
+from secateur.graph.labels import FREE, Atoms, Dim, Layout, Track, copied
 from secateur.graph.rules.table import rule
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from secateur.graph.capture import Node, Ref
-from secateur.graph.flow import Dim, Flow, Layout, argument, copied
+from secateur.graph.flow import Flow, argument
+from secateur.graph.labels import Dim, Layout, copied
 from secateur.graph.rules.table import rule
 
 
