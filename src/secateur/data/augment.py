@@ -62,7 +62,7 @@ class Augment:
     flip: probability of a left-right flip.
     crop: (height, width) of what is cut out of the warped image, at a random place; where that is smaller, it lies in
         the middle, with void around it. None keeps the image's size.
-    blur: probability of a Gaussian blur over 5x5 pixels, with OpenCV's sigma of 1.1 for that size.
+    blur: probability of a Gaussian blur over 5x5 pixels, by the kernel (1, 4, 6, 4, 1) / 16 along both sides.
     border: colour of what comes from outside of the image.
 
     Raises:
