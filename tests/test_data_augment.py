@@ -106,6 +106,8 @@ def test_the_loader_crops_and_normalises_as_it_is_told() -> None:
         assert images.shape == (3, 3, 32, 40) and labels.shape == (3, 32, 40)
         assert images.equal(others) and labels.equal(other_labels)
         assert images.min() >= -1 and images.max() <= 1
+    going_on = list(loaders[0].epoch(2, start=1))  # as a resumed run does
+    assert len(going_on) == 1 and all(a.equal(b) for a, b in zip(going_on[0], (images, labels), strict=True))
 
 
 def test_images_of_different_sizes_do_not_go_into_one_batch(tmp_path: Path) -> None:

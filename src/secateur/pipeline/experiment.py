@@ -245,6 +245,7 @@ class Experiment:
             (_, gating), name = self._gated(final), "gated"
             load_weights(gating.gates, self.folder.gates)
         row = self.measuring.row("finetuned", final, gating)
+        self.measuring.draw_confusion(self.folder.confusion, self.folder.confusion_picture)
         parent = self.inputs.network()
         load_weights(parent, self.folder.parent)
         self.measuring.draw(self.folder.picture, {"unpruned": parent, name: final})

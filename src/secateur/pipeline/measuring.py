@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from secateur import report
 from secateur.costs import cost
 from secateur.data import Loader
-from secateur.files import atomic_path
+from secateur.files import atomic_path, write_json
 from secateur.methods import Gating
 from secateur.metrics import Confusion, Scores
 from secateur.pipeline.inputs import Inputs
@@ -29,6 +29,7 @@ class Measuring:
     def __init__(self, inputs: Inputs, fabric: Fabric, display: ProgressDisplay) -> None:
         self.recipe, self.inputs = inputs.recipe, inputs
         self.fabric, self.display = fabric, display
+        self.counts: Tensor | None = None  # pixels of the last network by label and prediction, (K, K)
 
     @cached_property
     def _loader(self) -> Loader:
@@ -65,7 +66,18 @@ class Measuring:
         """Of a network on Fabric's device."""
         val, boundary = self.inputs.data["val"], self.recipe.evaluate.boundary
         confusion = Confusion(val.classes, val.ignore_index, self.fabric.device, boundary)
-        return evaluate(model, self._loader, confusion, self.inputs.inference)
+        scores = evaluate(model, self._loader, confusion, self.inputs.inference)
+        self.counts = confusion.total()
+        return scores
+
+    def draw_confusion(self, path: Path, picture: Path) -> None:
+        """The confusion matrix of the network that was measured last, as numbers and as a picture."""
+        assert self.counts is not None
+        if self.fabric.is_global_zero:
+            record = {"classes": list(self.inputs.data["val"].classes), "pixels": self.counts.tolist()}
+            write_json(path, record)
+            with atomic_path(picture) as temporary:
+                report.confusion_picture(temporary, record)
 
     def draw(self, path: Path, networks: dict[str, nn.Module]) -> None:
         """The picture of what the networks predict, by name; none if the recipe wants no images in it, or if classes

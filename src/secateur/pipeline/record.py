@@ -22,18 +22,21 @@ def rung(
     stage: str, scores: Scores, cost: Cost, latency_ms: float | None, executed_macs: float | None = None
 ) -> Record:
     """One stage of the ladder: scores as fractions, costs on one image, median milliseconds of one image; and of
-    networks that gate channels the MACs that an average image executes."""
+    networks that gate channels the MACs that an average image executes, of boundary IoU what was asked for."""
     row = {
         "stage": stage,
         "miou": number(scores.miou),
         "macc": number(scores.macc),
         "accuracy": number(scores.accuracy),
+        "fwiou": number(scores.fwiou),
         "per_class": {name: None if value is None else number(value) for name, value in scores.per_class.items()},
         "params": int(cost.params),
         "macs": int(cost.macs),
         "paper_flops": int(cost.paper_flops),
         "latency_ms": latency_ms,
     }
+    if scores.boundary_iou is not None:
+        row |= {"boundary_iou": number(scores.boundary_iou), "boundary_per_class": scores.boundary_per_class}
     return row if executed_macs is None else {**row, "executed_macs": executed_macs}
 
 

@@ -2,6 +2,7 @@
 papers printed."""
 
 from secateur.report.comparison import comparison_table, rung
+from secateur.report.confusion import confusion_picture
 from secateur.report.dot import couplings_dot
 from secateur.report.groups import groups_data, groups_table
 from secateur.report.picture import picture
@@ -11,7 +12,7 @@ from secateur.report.svg import couplings_svg
 from secateur.report.tables import ladder_table, per_class_table
 
 __all__ = [
-    "comparison_table", "couplings_dot", "couplings_svg", "groups_data", "groups_table", "ladder_table",
-    "per_class_table", "picture", "recounted_table", "recounted_text", "recounted_uses", "rung", "sensitivity_picture",
-    "sensitivity_table",
+    "comparison_table", "confusion_picture", "couplings_dot", "couplings_svg", "groups_data", "groups_table",
+    "ladder_table", "per_class_table", "picture", "recounted_table", "recounted_text", "recounted_uses", "rung",
+    "sensitivity_picture", "sensitivity_table",
 ]  # fmt: skip

@@ -32,13 +32,16 @@ def ladder_table(result: Mapping[str, Any]) -> Table:
         pad_edge=False,
     )
     table.add_column("stage", no_wrap=True)
-    for heading in ("mIoU\n%", "mAcc\n%", "pixel\nacc %", "params", "MACs", "paper\nFLOPs", "latency\nms"):
+    scores = {"miou": "mIoU\n%", "macc": "mAcc\n%", "accuracy": "pixel\nacc %"}
+    if any("boundary_iou" in stage for stage in result["stages"]):
+        scores["boundary_iou"] = "boundary\nIoU %"
+    for heading in (*scores.values(), "params", "MACs", "paper\nFLOPs", "latency\nms"):
         table.add_column(heading, justify="right", no_wrap=True)
     stages = result["stages"]
     for stage in stages:
         table.add_row(
             stage["stage"],
-            *(_percent(stage[key]) for key in ("miou", "macc", "accuracy")),
+            *(_percent(stage.get(key)) for key in scores),
             *(_amount(stage[key], stages[0][key]) for key in ("params", "macs", "paper_flops")),
             _NONE if stage.get("latency_ms") is None else f"{stage['latency_ms']:.2f}",
         )

@@ -35,6 +35,8 @@ class RunFolder:
         self.log = self.path / "log.txt"
         self.tensorboard = self.path / "tensorboard"
         self.picture = self.path / "pictures" / "compare.png"
+        self.confusion = self.path / "confusion.json"
+        self.confusion_picture = self.path / "pictures" / "confusion.png"
         self.checkpoints = self.path / "checkpoints"
         self.sparsified = self.checkpoints / "sparsified.safetensors"
         self.pruned = self.checkpoints / "pruned.safetensors"
