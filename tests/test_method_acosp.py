@@ -37,9 +37,22 @@ class Plain(nn.Module):
         return self.head(self.b(self.a(x)))
 
 
+class NormBranch(nn.Module):
+    """Like RepVGG while it trains: the sum of a convolution's norm and of a norm of the input itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.bn = zoo.conv_bn(3, 12), nn.Conv2d(12, 12, 3, padding=1), nn.BatchNorm2d(12)
+        self.same, self.head = nn.BatchNorm2d(12), nn.Conv2d(12, 5, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head((self.bn(self.conv(x)) + self.same(x)).relu())
+
+
 def build(name: str) -> nn.Module:
     torch.manual_seed(0)
-    own = {"plain": Plain, "residual": Residual, "squeezed": Squeezed}
+    own = {"plain": Plain, "residual": Residual, "squeezed": Squeezed, "norm_branch": NormBranch}
     return zoo.randomise(own[name]() if name in own else zoo.NETWORKS[name]())
 
 
@@ -109,7 +122,7 @@ def literal_masks(method: ACoSP, weights: dict[int, Tensor], tau: float) -> Tens
 
 
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("name", ["plain", "residual", "dense", "segnet", "unet", "inverted", "tied"])
+@pytest.mark.parametrize("name", ["plain", "residual", "dense", "segnet", "unet", "inverted", "tied", "norm_branch"])
 def test_training_is_that_of_masks_that_are_parameters(name: str, mask: str) -> None:
     model, x = build(name).double().train(), zoo.example().double()
     twin = copy.deepcopy(model)
@@ -192,7 +205,10 @@ def kept_channels(result: secateur.Result, pruner: secateur.Pruner) -> dict[str,
     return counts
 
 
-EVERYWHERE = ["plain", "residual", "segnet", "unet", "dense", "squeezed", "inverted", "norms", "chunk_shuffle", "tied"]
+EVERYWHERE = [
+    "plain", "residual", "segnet", "unet", "dense", "squeezed", "inverted", "norms", "chunk_shuffle", "tied",
+    "norm_branch",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -233,7 +249,7 @@ def test_after_the_norm_the_pruned_network_is_the_masked_one_everywhere(name: st
     assert float((pruned - masked).abs().max()) <= 1e-5 * float(masked.abs().max())
 
 
-@pytest.mark.parametrize("name", ["plain", "residual", "segnet", "unet", "dense", "inverted"])
+@pytest.mark.parametrize("name", ["plain", "residual", "segnet", "unet", "dense", "inverted", "norm_branch"])
 def test_before_the_norm_the_pruned_network_is_the_masked_one_in_the_interior(name: str) -> None:
     masked, pruned = masked_and_pruned(name, "before_norm", 128)
     error = (pruned - masked).abs() / masked.abs().max()
@@ -265,6 +281,8 @@ def modules_of(name: str, mask: str) -> set[str]:
 def test_masks_sit_where_they_were_asked_to() -> None:
     assert modules_of("plain", "before_norm") == {"a.0", "b.0"}
     assert modules_of("plain", "after_norm") == {"a.1", "b.1"}
+    assert modules_of("norm_branch", "before_norm") == {"stem.0", "conv"}
+    assert modules_of("norm_branch", "after_norm") == {"stem.1", "bn", "same"}
 
 
 def test_masks_sit_behind_the_norm_where_a_constant_could_not_be_carried_over() -> None:

@@ -134,8 +134,8 @@ def multipliers(graph: Graph, behind_norm: Collection[str] = ()) -> list[Multipl
 
     Args:
         graph: the traced network.
-        behind_norm: names of layers whose channels are multiplied behind the batch norm that alone reads them; where
-            there is none, at the layer and at every batch or group norm that these channels come to.
+        behind_norm: names of layers whose channels are multiplied at every batch or group norm that they come to; at
+            the layer itself only where no batch norm alone reads it.
     """
     state, walks = state_of(graph.model), [Walk(flow) for flow in graph.flows]
     norms = _norms(graph, walks)
@@ -159,16 +159,17 @@ def multipliers(graph: Graph, behind_norm: Collection[str] = ()) -> list[Multipl
 
     by_weight, by_norm, onwards = dict[str, list[Site]](), dict[str, list[Site]](), set[int]()
     for site in sites_of(graph):
+        if site.module in behind_norm:
+            onwards.update(site.units[site.units >= 0].tolist())
         if site.module in behind_norm and site.norm in norms:
             by_norm.setdefault(site.norm, []).append(site)
         else:
             by_weight.setdefault(site.weight, []).append(site)
-            onwards.update(site.units[site.units >= 0].tolist() if site.module in behind_norm else ())
     for weight, sites in by_weight.items():
         modules = dict.fromkeys(site.module for site in sites)
         add(modules, dict.fromkeys([weight, *(site.bias for site in sites if site.bias)]), sites)
     for module, norm in norms.items():
-        if module in by_norm or not onwards.isdisjoint(norm.units.tolist()):
+        if not onwards.isdisjoint(norm.units.tolist()):
             add([module], norm.names, by_norm.get(module, []), norm)
     return found
 
