@@ -386,6 +386,13 @@ def test_any_plan_of_any_network_is_exact(
     check(steps, head, outputs, seed)
 
 
+def test_three_groups_of_one_small_size_are_told_apart() -> None:
+    """Each may lose one or two of its channels only, so that two lose as many in every draw if nobody minds."""
+    steps = [(PixelShuffle, (6, False)), *[(Conv, (4, 1, 1, 1, False))] * 2, (Written, (True,)), (Affinity, (2,))]
+    graph = check(steps, "map", [], 1)
+    assert ("layers.3.work.weight", 0) in next(group for group in graph.groups if group.name == "layers.2.conv").members
+
+
 def check(steps: list[tuple[type[Layer], tuple[Any, ...]]], head: str, outputs: list[int], seed: int) -> secateur.Graph:
     """Cut equals silenced, in eval and train mode, on an input that tracing did not see; the original is left alone."""
     torch.manual_seed(seed)

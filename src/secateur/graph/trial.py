@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -303,21 +303,32 @@ def _draws(graph: Graph) -> list[_Draw]:
         return gone
 
     draws, crowded = [_Draw(drawn(max(1, len(group) // 3) for group in groups), False, False)], True
+    pasts: list[tuple[int, ...]] = [() for _ in groups]  # what each lost in the draws before
     for number in range(_MOST_DRAWS):
         if number >= _DRAWS and not crowded:
             break
-        used, counts, crowded = set[tuple[int, int]](), [], False
-        for k, (group, width) in enumerate(zip(groups, widths, strict=True)):
+        used, told, crowded = set[tuple[int, ...]](), set[tuple[int, ...]](), False
+        for k, (group, width, past) in enumerate(zip(groups, widths, pasts, strict=True)):
             size = len(group)
             options = [(k + number + 1) % 2] if size == 2 else (generator.permutation(max(2, size - 2)) + 1).tolist()
             # A map may hold one channel of each unit, or all of them (before a pixel shuffle, say).
-            taken = next((n for n in options if not {(size, n), (size * width, n * width)} & used), None)
-            crowded = crowded or taken is None
-            count = options[0] if taken is None else taken
-            counts.append(count)
-            used |= {(size, count), (size * width, count * width)}
-        draws.append(_Draw(drawn(counts), True, not number))
+            takes = partial(_lost, size, width, ())
+            with_past = partial(_lost, size, width, past)
+            count = next((n for n in options if used.isdisjoint(takes(n))), None)
+            if count is None:  # others lose as many: those that lost as many before should not
+                count = next((n for n in options if told.isdisjoint(with_past(n))), None)
+            crowded = crowded or (count is None and size > 2)
+            count = options[0] if count is None else count
+            used |= takes(count)
+            told |= with_past(count)
+            pasts[k] = (*past, count)
+        draws.append(_Draw(drawn(past[-1] for past in pasts), True, not number))
     return draws
+
+
+def _lost(size: int, width: int, past: tuple[int, ...], count: int) -> set[tuple[int, ...]]:
+    """How long a group's dimensions may be, with what they lose in one draw after the other."""
+    return {(size * n, *(lost * n for lost in (*past, count))) for n in (1, width)}
 
 
 def _width(graph: Graph, group: Group) -> int:

@@ -88,7 +88,7 @@ def number_atoms(
         tuple(tensors),
         np.repeat(np.array([c[0] for c in columns], dtype=np.int32), sizes),
         np.repeat(np.array([c[1] for c in columns], dtype=np.int32), sizes),
-        np.concatenate([np.arange(n, dtype=np.int32) for n in sizes]) if columns else np.zeros(0, np.int32),
+        (np.arange(at) - np.repeat(np.cumsum(sizes) - sizes, sizes)).astype(np.int32),
     )
 
 
@@ -122,7 +122,7 @@ def solve(table: AtomTable, equalities: Sequence[Equality], pins: Sequence[Pin],
     """
     n = len(table)
     distinct = {(id(pair.a), id(pair.b)): pair for pair in equalities}.values()  # the same in train mode, mostly
-    a, b = (_joined([getattr(pair, side) for pair in distinct]) for side in ("a", "b"))
+    a, b = _joined([pair.a for pair in distinct]), _joined([pair.b for pair in distinct])
     graph = coo_matrix((np.ones(len(a), dtype=np.int8), (a, b)), shape=(n, n))
     count, component = connected_components(graph, directed=False)
 

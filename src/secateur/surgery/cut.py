@@ -225,6 +225,8 @@ def _deep_copy(item: Any, made: dict[Any, Any]) -> Any:
         return new
     if kind is tuple and _ATOMS.issuperset(map(type, item)):
         return item
+    if kind is nn.Parameter:
+        return item.__deepcopy__(made)
     if kind is Tensor and _owns_its_memory(item, made):
         with torch.no_grad():
             new = made[id(item)] = item.clone()
