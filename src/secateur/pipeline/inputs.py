@@ -95,8 +95,8 @@ class Inputs:
             }
         example = self.example.to(device_of(model))
         pruner = Pruner(model, example, method=self.recipe.method.name, **material, **self.method_options)
-        if self.method.decides:
-            budget = self.recipe.budget
+        budget = self.recipe.budget
+        if self.method.decides and not budget.by_method:
             pruner.aim(
                 budget.pruning_ratio,
                 budget.limits,

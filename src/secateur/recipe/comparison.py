@@ -28,7 +28,7 @@ from pydantic import Field, ValidationError
 from secateur.errors import RecipeError, nearest
 from secateur.recipe.complaints import explain, unknown_names
 from secateur.recipe.reader import overridden
-from secateur.recipe.schema import BUDGET_KEYS, Recipe, Section
+from secateur.recipe.schema import AMOUNTS, Recipe, Section
 
 _OWN = ("compare", "methods")
 _ENTRY = ("label", "scratch")
@@ -157,7 +157,7 @@ def _rows(
                     base = {key: value for key, value in base.items() if key != "options"}
                 values[section] = {**base, **keys}
             if budget and not scratch:
-                kept = {k: v for k, v in (values.get("budget") or {}).items() if k not in BUDGET_KEYS}
+                kept = {k: v for k, v in (values.get("budget") or {}).items() if k not in AMOUNTS}
                 values["budget"] = {**kept, **budget}
             values["run"] = {**(values.get("run") or {}), "seed": seed}
             asked = ", ".join(f"{key} {value:g}" for key, value in budget.items())

@@ -13,7 +13,7 @@ from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from secateur.errors import RecipeError
 from secateur.recipe.complaints import Place, elsewhere, explain, kind_of, unknown_names
-from secateur.recipe.schema import BUDGET_KEYS, Recipe
+from secateur.recipe.schema import AMOUNTS, Recipe
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -123,8 +123,8 @@ def _drop_replaced(values: dict[str, Any], overrides: Sequence[tuple[tuple[str, 
         section = values.get(head)
         if not isinstance(section, dict):
             continue
-        if head == "budget" and key in BUDGET_KEYS:
-            values[head] = {name: kept for name, kept in section.items() if name not in BUDGET_KEYS}
+        if head == "budget" and key in AMOUNTS:
+            values[head] = {name: kept for name, kept in section.items() if name not in AMOUNTS}
         elif head in names and key == "name" and value != section.get("name", names[head]):
             values[head] = {name: kept for name, kept in section.items() if name != "options"}
 

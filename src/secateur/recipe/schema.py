@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic_core import PydanticCustomError
 
 BUDGET_KEYS = ("params", "macs", "paper_flops", "latency", "pruning_ratio")
+AMOUNTS = (*BUDGET_KEYS, "by_method")  # of which exactly one is given
 
 
 def _as_tuple(value: Any) -> Any:
@@ -155,6 +156,9 @@ class Budget(Section):
         default=None, description="time of one image, measured here: fraction, or milliseconds if above 1"
     )
     pruning_ratio: Share | None = Field(default=None, description="share of the units that is removed, 0 to 1")
+    by_method: bool = Field(
+        default=False, description="the options of a method that chooses while training say how much goes, not these"
+    )
     min_keep: Share = Field(default=0.1, description="share of every group's units that is kept whatever the budget")
     round_to: Positive = Field(default=1, description="kept channels are a multiple of this")
     scope: Literal["global", "group", "cost"] = Field(
@@ -176,6 +180,7 @@ class Budget(Section):
     @model_validator(mode="after")
     def _at_most_one(self) -> Budget:
         given = [key for key in BUDGET_KEYS if getattr(self, key) is not None]
+        given += ["by_method"] if self.by_method else []
         if len(given) > 1:
             raise PydanticCustomError(
                 "budget", "{given} are given; expected exactly one of them", {"given": " and ".join(given)}
@@ -346,11 +351,12 @@ class Recipe(Section):
         if unpruned or isinstance(budget, Budget) or not isinstance(budget, dict | None):
             return values
         budget = budget or {}
-        return values if set(budget) & set(BUDGET_KEYS) else {**values, "budget": {**budget, "params": 0.5}}
+        return values if set(budget) & set(AMOUNTS) else {**values, "budget": {**budget, "params": 0.5}}
 
     @model_validator(mode="after")
     def _one_budget(self) -> Recipe:
-        if self.method.name != "none" and all(getattr(self.budget, key) is None for key in BUDGET_KEYS):
+        unlimited = all(getattr(self.budget, key) is None for key in BUDGET_KEYS)
+        if self.method.name != "none" and unlimited and not self.budget.by_method:
             raise PydanticCustomError(
                 "at_key",
                 "nothing is limited; expected exactly one of {keys}",
