@@ -139,7 +139,7 @@ class Method:
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """What is needed to go on after an interruption."""
+        """What is needed to go on after an interruption; after `stop`, what is needed to `start` there again."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
