@@ -22,14 +22,15 @@ from secateur.data.dataset import Sample, SegmentationDataset, Size, listing
 from secateur.data.folder import Folder
 from secateur.data.loader import Loader, make_loader
 from secateur.data.pairs import PairDataset
+from secateur.data.scan import Scan, scan
 from secateur.data.streets import Streets
 from secateur.data.voc2012 import VOC2012
 from secateur.errors import DataError, nearest
 
 __all__ = [
     "ADE20K", "CIFAR10", "VOC2012", "Augment", "CamVid", "CamVid32", "Cityscapes", "Folder", "Loader", "Normalise",
-    "PairDataset", "Sample", "SegmentationDataset", "Streets", "class_weights", "list_datasets", "make_loader",
-    "open_dataset",
+    "PairDataset", "Sample", "Scan", "SegmentationDataset", "Streets", "class_weights", "list_datasets", "make_loader",
+    "open_dataset", "scan",
 ]  # fmt: skip
 
 DATASETS: dict[str, type[SegmentationDataset]] = {
@@ -80,7 +81,7 @@ def open_dataset(
             hint = nearest(option, allowed) if allowed else "it takes none"
             raise DataError(f"data set {name!r} has no option {option!r}; {hint}")
     dataset = DATASETS[name](root=root, split=split, size=size, limit=limit, **options)  # type: ignore[call-arg]
-    missing = dataset.missing() if complete else []
+    missing = [file for index in range(len(dataset) if complete else 0) for file in dataset.missing(index)]
     if missing:
         raise DataError(listing(f"{name} {split}: {len(missing)} files are missing", missing))
     return dataset

@@ -39,6 +39,7 @@ class CIFAR10(SegmentationDataset):
     """
 
     task = "classification"
+    splits = ("train", "test")
 
     def __init__(
         self,

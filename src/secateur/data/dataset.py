@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from torch.utils.data import get_worker_info
 
 from secateur.data.files import resize
+from secateur.data.parallel import in_parallel
 from secateur.errors import DataError
 
 IGNORE = 255  # the label of pixels that belong to no class (void)
@@ -46,10 +48,12 @@ class SegmentationDataset(ABC):
 
     Attributes:
         task: "segmentation", or "classification" if labels are of whole images.
+        splits: those that are trained on and evaluated, if nothing else is said.
     """
 
     ignore_index = IGNORE
     task: Literal["segmentation", "classification"] = "segmentation"
+    splits: tuple[str, str] = ("train", "val")
 
     def __init__(
         self,
@@ -81,8 +85,8 @@ class SegmentationDataset(ABC):
             DataError: a file is missing or broken, or image and label do not fit together.
         """
 
-    def missing(self) -> list[str]:
-        """The files that samples should be read from and that are not there."""
+    def missing(self, index: int) -> list[str]:
+        """The files that sample `index` should be read from and that are not there."""
         return []
 
     def read(self, index: int) -> Sample:
@@ -119,15 +123,22 @@ class SegmentationDataset(ABC):
         Raises:
             DataError: names the broken samples, all of them found in this one pass.
         """
+
+        def look(index: int) -> np.ndarray | DataError:
+            try:
+                return np.bincount(self.read(index).label.ravel(), minlength=256)
+            except DataError as error:
+                return error
+
         counts = np.zeros(256, np.int64)
         offenders = []
-        for index in range(len(self)):
-            try:
-                counts += np.bincount(self.read(index).label.ravel(), minlength=256)
-            except DataError as error:
-                offenders.append(str(error))
+        for done, found in enumerate(in_parallel(look, len(self), torch.get_num_threads()), start=1):
+            if isinstance(found, DataError):
+                offenders.append(str(found))
+            else:
+                counts += found
             if progress is not None:
-                progress(index + 1, len(self))
+                progress(done, len(self))
         if len(offenders) == 1:
             raise DataError(offenders[0])
         if offenders:

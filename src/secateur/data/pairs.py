@@ -52,13 +52,9 @@ class PairDataset(SegmentationDataset):
     def __len__(self) -> int:
         return len(self._pairs)
 
-    def missing(self) -> list[str]:
-        return [
-            f"{kind} {path}"
-            for pair in self._pairs
-            for kind, path in zip(("image", "label"), pair, strict=True)
-            if path is not None and not path.is_file()
-        ]
+    def missing(self, index: int) -> list[str]:
+        files = zip(("image", "label"), self._pairs[index], strict=True)
+        return [f"{kind} {path}" for kind, path in files if path is not None and not path.is_file()]
 
     def load(self, index: int) -> Sample:
         image_path, label_path = self._pairs[index]
