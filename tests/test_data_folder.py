@@ -25,6 +25,13 @@ def test_ten_lines_describe_a_data_set(tmp_path: Path) -> None:
     assert (dataset.read(2).label == stored).all() and dataset.read(2).name == str(Path("images/train/street 2.jpg"))
 
 
+def test_the_description_in_the_docs_is_understood(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    text = page.split("```yaml\n")[1].split("```")[0]
+    assert len(text.splitlines()) <= 10
+    assert open_dataset("folder", miniatures.folder(tmp_path, text)).classes == ("road", "sky", "car")
+
+
 def test_masks_may_hold_colours(tmp_path: Path) -> None:
     text = PATHS + "masks_hold: colours\nignore: [0, 0, 0]\nclasses: {road: [128, 64, 128], sky: [70, 130, 180]}\n"
     path = miniatures.folder(tmp_path, text)

@@ -1,7 +1,7 @@
 """Whatever the README and the docs show is run: Python as it stands, commands on a small scale.
 
 Commands that train get the overrides in `SMALL` behind their own, so that they take seconds; nothing else is changed.
-They run in a folder that looks like a clone (recipes/, examples/) with a miniature CamVid in data/camvid.
+They run in a folder that looks like a clone (recipes/, examples/) with miniatures of the data sets in data/.
 """
 
 import re
@@ -9,6 +9,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import miniatures
 import pytest
 from typer.testing import CliRunner
 
@@ -44,6 +45,10 @@ def clone(tmp_path, monkeypatch, camvid_mini):
         shutil.copytree(ROOT / name, folder / name)
     (folder / "data").mkdir()
     camvid_mini.rename(folder / "data" / "camvid")
+    for name in ("ade20k", "voc2012", "cifar10"):  # their archives hold a folder of their own
+        getattr(miniatures, name)(folder / "data")
+    for name, place in (("cityscapes", "cityscapes"), ("camvid32", "camvid32"), ("folder", "mine")):
+        getattr(miniatures, name)(folder / "data" / place)
     monkeypatch.chdir(folder)
     return folder
 
