@@ -433,24 +433,29 @@ def test_nothing_is_removed() -> None:
 # -- several processes
 
 
+def part(rank: int, world: int) -> tuple[dict[str, Tensor], int, float]:
+    """Three steps on this process's images, and how much it executes."""
+    model = network("residual").train()
+    pruner, method = gated(model)
+    wrapped = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for number in range(3):
+        optimizer.zero_grad()
+        wrapped(image(4, seed=number)[rank::world]).square().mean().backward()
+        pruner.after_backward()
+        optimizer.step()
+        pruner.after_step(0.1)
+    model.eval()
+    with torch.no_grad(), method.counting() as executed:
+        model(image(4)[rank::world])
+    return method.gates.state_dict(), executed.samples, executed.total
+
+
 def worker(rank: int, world: int, out: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{out}/meeting", rank=rank, world_size=world)
     try:
-        model = network("residual").train()
-        pruner, method = gated(model)
-        wrapped = DistributedDataParallel(model)
-        optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        for number in range(3):
-            optimizer.zero_grad()
-            wrapped(image(4, seed=number)[rank::world]).square().mean().backward()
-            pruner.after_backward()
-            optimizer.step()
-            pruner.after_step(0.1)
-        model.eval()
-        with torch.no_grad(), method.counting() as executed:
-            model(image(4)[rank::world])
-        torch.save((method.gates.state_dict(), executed.samples, executed.total), Path(out, f"{rank}.pt"))
+        torch.save(part(rank, world), Path(out, f"{rank}.pt"))
     finally:
         dist.destroy_process_group()
 
