@@ -47,17 +47,17 @@ class PairDataset(SegmentationDataset):
         if not pairs:
             raise DataError(f"{name}: the split {split!r} in {root} is empty")
         self.root, self._code, self._written_as = root, code, code
-        self._pairs = pairs[: limited(len(pairs), limit)]
+        self.pairs = pairs[: limited(len(pairs), limit)]
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self.pairs)
 
     def missing(self, index: int) -> list[str]:
-        files = zip(("image", "label"), self._pairs[index], strict=True)
+        files = zip(("image", "label"), self.pairs[index], strict=True)
         return [f"{kind} {path}" for kind, path in files if path is not None and not path.is_file()]
 
     def load(self, index: int) -> Sample:
-        image_path, label_path = self._pairs[index]
+        image_path, label_path = self.pairs[index]
         image = read_image(image_path)
         label = np.full(image.shape[:2], IGNORE, np.uint8) if label_path is None else self._read_label(label_path)
         if image.shape[:2] != label.shape:
@@ -82,7 +82,7 @@ class PairDataset(SegmentationDataset):
         Returns:
             The file: the image's name, ending in .png.
         """
-        path = Path(folder) / f"{self._pairs[index][0].stem}.png"
+        path = Path(folder) / f"{self.pairs[index][0].stem}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         self._written_as.write(path, classes)
         return path
