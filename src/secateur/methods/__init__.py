@@ -9,6 +9,7 @@ from secateur.methods.acosp import ACoSP
 from secateur.methods.bn_scale import BNScale
 from secateur.methods.cap import CAP
 from secateur.methods.ccgn import CCGN
+from secateur.methods.dcfp import DCFP
 from secateur.methods.fpgm import FPGM
 from secateur.methods.gating import Gating
 from secateur.methods.magnitude import L1, L2
@@ -18,11 +19,12 @@ from secateur.methods.network_slimming import NetworkSlimming
 from secateur.methods.protocol import Method, Scores, Training
 from secateur.methods.random import Random
 from secateur.methods.sfp import SFP
+from secateur.methods.sirfp import SIRFP
 from secateur.methods.taylor import Taylor
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
-    for method in (L1, L2, Random, BNScale, NetworkSlimming, FPGM, Taylor, CAP, CCGN, MCAG, SFP, ACoSP)
+    for method in (L1, L2, Random, BNScale, NetworkSlimming, FPGM, Taylor, CAP, CCGN, MCAG, DCFP, SIRFP, SFP, ACoSP)
 }
 
 
