@@ -300,4 +300,4 @@ def test_a_network_without_surprises_runs_twice_to_be_recorded_and_once_a_draw()
     runs.seek(runs.truncate(0))
     graph = secateur.trace(net, torch.zeros(1, 3, 4, 4))
     assert [group.pinned for group in graph.groups if group.name in ("one", "two")] == [None, None]
-    assert runs.getvalue() == "eval train eval eval "
+    assert runs.getvalue() == "eval train eval eval eval "

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 import zoo
@@ -391,6 +392,12 @@ def test_three_groups_of_one_small_size_are_told_apart() -> None:
     steps = [(PixelShuffle, (6, False)), *[(Conv, (4, 1, 1, 1, False))] * 2, (Written, (True,)), (Affinity, (2,))]
     graph = check(steps, "map", [], 1)
     assert ("layers.3.work.weight", 0) in next(group for group in graph.groups if group.name == "layers.2.conv").members
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_two_halves_do_not_pass_for_a_whole(seed: int) -> None:
+    """Groups of two units each lose one wherever they lose any: together as many as a group of four may lose."""
+    check([(Conv, (4, 1, 1, 1, False)), (Halves, ("chunk", "work")), (Written, (True,))], "map", [], seed)
 
 
 def check(steps: list[tuple[type[Layer], tuple[Any, ...]]], head: str, outputs: list[int], seed: int) -> secateur.Graph:

@@ -69,18 +69,17 @@ class Trial:
         return guilty
 
     def _runs_as_foretold(self, groups: Sequence[int], numbers: Sequence[Number]) -> bool:
-        """Whether in every strict draw the network does, operator by operator, what the labels foretell.
+        """Whether in every draw the network runs, and does, operator by operator, what the labels foretell.
 
-        Then it runs, and there is no need to look for guilty groups. A run without gradients is faster, but may go
+        Then there is no need to look for guilty groups. A run without gradients is faster, but may go
         other ways: where it does, nothing is said. Where train mode runs through the same code, eval mode is enough.
         """
         chosen = np.isin(self.graph.solution.group_of, groups)
         first, last = self.graph.flows[0].capture, self.graph.flows[-1].capture
         alike = same_code(first, last, self.modules)
         return all(
-            self.run(draw.gone & chosen, numbers, True, draw.training and not alike, gradients=False) is None
+            self.run(draw.gone & chosen, numbers, draw.strict, draw.training and not alike, gradients=False) is None
             for draw in self._drawn
-            if draw.strict
         )
 
     def runs_tied(self, company: Sequence[int], tied: Sequence[int]) -> bool:
