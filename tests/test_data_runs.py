@@ -72,6 +72,18 @@ def test_a_data_set_goes_through_a_whole_run(tmp_path: Path, name: str) -> None:
         assert 0.8 * sum(h * w for h, w in sizes) < counted <= sum(h * w for h, w in sizes)
 
 
+def test_scores_can_be_those_of_the_labels_own_size(tmp_path: Path) -> None:
+    root = miniatures.cityscapes(tmp_path / "data")
+    data = {"name": "cityscapes", "root": root, "size": [24, 32]}
+    counted = {}
+    for full_size in (False, True):
+        out = tmp_path / str(full_size)
+        run(out, data=data, evaluate={**SMALL["evaluate"], "full_size": full_size, "boundary": 0.02})
+        counted[full_size] = sum(map(sum, json.loads((out / "confusion.json").read_text())["pixels"]))
+        assert (out / "pictures" / "compare.png").exists()
+    assert counted[True] == 4 * counted[False]  # the blocks of the miniature are even
+
+
 @pytest.mark.parametrize("binary", [False, True])
 def test_a_classifier_goes_through_a_whole_run(tmp_path: Path, binary: bool) -> None:
     root = miniatures.cifar10(tmp_path / "data", binary)

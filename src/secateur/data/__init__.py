@@ -57,6 +57,7 @@ def open_dataset(
     size: Size | None = (180, 240),
     limit: int | None = None,
     complete: bool = True,
+    own_labels: bool = False,
     **options: Any,
 ) -> SegmentationDataset:
     """One split of a data set.
@@ -68,6 +69,7 @@ def open_dataset(
         size: (height, width) of the samples; None leaves each at its own.
         limit: only the first so many samples.
         complete: refuse a data set of which files are missing, rather than its samples when they are read.
+        own_labels: bring only the images to that size, for scores at the labels' own.
         options: the data set's own, for instance `length` of "streets".
 
     Raises:
@@ -81,6 +83,7 @@ def open_dataset(
             hint = nearest(option, allowed) if allowed else "it takes none"
             raise DataError(f"data set {name!r} has no option {option!r}; {hint}")
     dataset = DATASETS[name](root=root, split=split, size=size, limit=limit, **options)  # type: ignore[call-arg]
+    dataset.own_labels = own_labels
     missing = [file for index in range(len(dataset) if complete else 0) for file in dataset.missing(index)]
     if missing:
         raise DataError(listing(f"{name} {split}: {len(missing)} files are missing", missing))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-from secateur.data.files import resize
+from secateur.data.files import resize_image, resize_label
 from secateur.data.parallel import in_parallel
 from secateur.errors import DataError
 
@@ -27,7 +27,8 @@ class Sample:
     """One image with its label; the arrays are shared with the cache and can't be written to.
 
     image: uint8 (H, W, 3), RGB.
-    label: uint8 (H, W), class numbers, 255 = void; (1, 1) where the image as a whole has a class.
+    label: uint8 (H, W), class numbers, 255 = void; (1, 1) where the image as a whole has a class. Of the image's size,
+        unless the data set keeps `own_labels`.
     name: what error messages call it.
     """
 
@@ -49,11 +50,13 @@ class SegmentationDataset(ABC):
     Attributes:
         task: "segmentation", or "classification" if labels are of whole images.
         splits: those that are trained on and evaluated, if nothing else is said.
+        own_labels: labels keep their own size, whatever that of the images; for evaluation.
     """
 
     ignore_index = IGNORE
     task: Literal["segmentation", "classification"] = "segmentation"
     splits: tuple[str, str] = ("train", "val")
+    own_labels: bool = False
 
     def __init__(
         self,
@@ -102,7 +105,8 @@ class SegmentationDataset(ABC):
         if sample is None:
             sample = self.load(index)
             if self.size is not None:
-                sample = Sample(*resize(sample.image, sample.label, self.size), sample.name)
+                label = sample.label if self.own_labels else resize_label(sample.label, self.size)
+                sample = Sample(resize_image(sample.image, self.size), label, sample.name)
             sample.image.setflags(write=False)
             sample.label.setflags(write=False)
             worker = get_worker_info()

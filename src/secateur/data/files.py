@@ -68,18 +68,21 @@ def write_label(path: Path, label: np.ndarray, palette: Sequence[tuple[int, int,
         temporary.write_bytes(data if palette is None else _as_indexed(data, palette))
 
 
-def resize(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Both at (height, width): the image by area where it shrinks, else linearly, the label by nearest pixel.
-
-    A label of one pixel, for all of the image, stays one.
-    """
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """At (height, width): by area where it shrinks, else linearly."""
     height, width = size
-    if image.shape[:2] != size:
-        shrinks = image.shape[0] >= height and image.shape[1] >= width
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-        if label.shape != (1, 1):
-            label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-    return image, label
+    if image.shape[:2] == size:
+        return image
+    shrinks = image.shape[0] >= height and image.shape[1] >= width
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """At (height, width), by the nearest pixel; a label of one pixel, for all of an image, stays one."""
+    height, width = size
+    if label.shape in (size, (1, 1)):
+        return label
+    return cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def _bytes(path: Path, kind: str) -> bytes:

@@ -58,7 +58,7 @@ class Inputs:
         self._check_stages()
         self.start_plan = self._read_plan()
         splits = {"train": recipe.data.train_split, "val": recipe.data.val_split}
-        self.data = {role: self._open_data(split) for role, split in splits.items()}
+        self.data = {role: self._open_data(split, role) for role, split in splits.items()}
         height, width = recipe.data.input_size
         self.example = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
         self._check_guard()
@@ -157,7 +157,7 @@ class Inputs:
             change = Augment.only_crop(data.crop, self.normalise.border)
         return make_loader(
             self.data[split],
-            batch_size if training or data.size is not None else 1,
+            batch_size if training or not self._differ_in_size else 1,
             training=training,
             seed=run.seed,
             workers=data.workers,
@@ -202,10 +202,15 @@ class Inputs:
         self.method.create(**method.options)  # refuses unknown names and wrong values
         return {**options, **method.options}
 
-    def _open_data(self, split: str) -> SegmentationDataset:
-        data = self.recipe.data
+    @property
+    def _differ_in_size(self) -> bool:
+        """Evaluated images or labels may do, and do not fit into one batch then."""
+        return self.recipe.data.size is None or self.recipe.evaluate.full_size
+
+    def _open_data(self, split: str, role: str) -> SegmentationDataset:
+        data, own_labels = self.recipe.data, role == "val" and self.recipe.evaluate.full_size
         options = {"length": data.length, **data.options} if data.name == "streets" else data.options
-        return open_dataset(data.name, root=data.root, split=split, size=data.size, limit=data.limit, **options)
+        return open_dataset(data.name, data.root, split, data.size, data.limit, own_labels=own_labels, **options)
 
     def _read_plan(self) -> Plan | None:
         path = self.recipe.model.plan

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from secateur import report
 from secateur.costs import cost
 from secateur.data import Loader
+from secateur.data.files import resize_label
 from secateur.files import atomic_path, write_json
 from secateur.methods import Gating
 from secateur.metrics import Confusion, Scores
@@ -91,5 +92,6 @@ class Measuring:
         how = self.inputs.inference
         rows = {name: [predict(model, image, how)[0].numpy() for image in inputs] for name, model in networks.items()}
         with atomic_path(path) as temporary:
-            images, labels = [s.image for s in samples], [s.label for s in samples]
+            images = [sample.image for sample in samples]
+            labels = [resize_label(sample.label, sample.image.shape[:2]) for sample in samples]
             report.picture(temporary, images, labels, rows, val.palette, val.classes)

@@ -299,6 +299,7 @@ class Evaluate(Section):
         default_factory=lambda: [1.0], description="factors that images are resized by, all averaged"
     )
     flip: bool = Field(default=False, description="average with what is predicted for the mirrored image")
+    full_size: bool = Field(default=False, description="score at the labels' own size on disk, whatever data.size is")
     boundary: Annotated[float, Field(gt=0, le=0.5)] | None = Field(
         default=None, description="boundary IoU as well, in bands of this share of the diagonal, as 0.02; null: none"
     )
