@@ -9,9 +9,13 @@ from typing import Any
 import cv2
 import miniatures
 import pytest
+import torch
 
+from secateur.data import list_datasets
 from secateur.pipeline import Experiment
-from secateur.recipe import Recipe
+from secateur.pipeline.inputs import Inputs
+from secateur.pipeline.judge import Judge
+from secateur.recipe import Recipe, recipe_schema
 from secateur.training import ProgressDisplay
 
 SMALL = {
@@ -50,6 +54,20 @@ def segmentation_data(name: str, root: Path) -> dict[str, Any]:
             "options": {"sbd": str(root / "benchmark_RELEASE/dataset")},
         },
     }[name] | {"root": root}
+
+
+def test_a_recipe_knows_every_data_set() -> None:
+    assert sorted(recipe_schema()["$defs"]["Data"]["properties"]["name"]["enum"]) == list_datasets()
+
+
+def test_a_judge_sees_as_many_images_as_it_should_also_one_by_one(tmp_path: Path) -> None:
+    data = {"name": "ade20k", "workers": 0, **segmentation_data("ade20k", tmp_path), "val_split": "train"}
+    inputs = Inputs(Recipe.model_validate({**SMALL, "data": data}))
+    seen: list[torch.Size] = []
+    network = inputs.network()
+    network.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape))
+    Judge(inputs, images=2, batches=0)(network)
+    assert [tuple(shape) for shape in seen] == [(1, 3, 48, 64), (1, 3, 64, 64)]
 
 
 @pytest.mark.parametrize("name", ["cityscapes", "camvid32", "ade20k", "voc2012", "folder"])

@@ -96,7 +96,10 @@ def _bytes(path: Path, kind: str) -> bytes:
 
 
 def _decode(data: bytes, path: Path, kind: str, flags: int) -> np.ndarray:
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:  # of sizes that no image has
+        pixels = None
     if pixels is None:
         raise DataError(f"{kind} {path} is broken or no image; copy or download it again")
     return pixels

@@ -58,6 +58,7 @@ def make_loader(
 class Loader:
     """Made by `make_loader`; `epoch` iterates.
 
+    batch_size: images in a batch.
     waited: seconds of the last epoch spent waiting for data.
     total: seconds of the last epoch from its beginning to its end, the training's own time included.
     """
@@ -74,7 +75,7 @@ class Loader:
             raise DataError(
                 f"batch_size={order.batch_size}, workers={workers}: expected at least 1 image and 0 workers"
             )
-        self.dataset = batches.dataset
+        self.dataset, self.batch_size = batches.dataset, order.batch_size
         self.waited = self.total = 0.0
         self._order, self._normalise, self._channels_last = order, normalise, channels_last
         self._loader = DataLoader(

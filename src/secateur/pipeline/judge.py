@@ -28,8 +28,8 @@ class Judge:
     def __init__(self, inputs: Inputs, images: int | None = None, batches: int = 10) -> None:
         self.inputs, self.batches = inputs, batches
         settings, split = inputs.recipe.evaluate, inputs.data["val"]
-        wanted = None if images is None else -(-images // settings.batch_size)
-        self._images = _Spread(inputs.loader("val", settings.batch_size), wanted)
+        loader = inputs.loader("val", settings.batch_size)
+        self._images = _Spread(loader, None if images is None else -(-images // loader.batch_size))
         self._training = inputs.loader("train", inputs.recipe.train.batch_size, training=True)
         self._confusion = Confusion(split.classes, split.ignore_index, inputs.device)
 
