@@ -112,6 +112,13 @@ def test_a_recipe_names_its_data_set(tmp_path: Path) -> None:
     assert [each["samples"] for each in json.loads(result.stdout)["splits"].values()] == [1, 1]
 
 
+def test_a_recipe_of_several_methods_names_one_too(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("data: {name: streets, size: [32, 48], length: 8}\nmethods: [l1, fpgm]\n")
+    result = secateur("data", "check", recipe)
+    assert result.exit_code == 0 and "train: 8 samples, 32x48 (8)" in result.stdout
+
+
 def test_drawn_data_and_classification_are_checked_too(tmp_path: Path) -> None:
     result = secateur("data", "check", "streets", "length=4", "--split", "val")
     assert result.exit_code == 0 and "val: 1 samples, 180x240 (1)" in result.stdout

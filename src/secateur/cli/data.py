@@ -100,10 +100,12 @@ def _options(settings: list[str]) -> dict[str, Any]:
 
 
 def _of_recipe(path: Path, overrides: list[str]) -> tuple[str, list[str], dict[str, Any]]:
-    """Name, splits and further arguments of the data set that a recipe names."""
-    from secateur.recipe import load_recipe
+    """Name, splits and further arguments of the data set that a recipe names, or a recipe of several methods."""
+    from secateur.recipe import load_comparison, load_recipe
+    from secateur.recipe.reader import overridden
 
-    data = load_recipe(path, overrides).data
+    several = "methods" in overridden(path, overrides)
+    data = (load_comparison(path, overrides)[0].recipe if several else load_recipe(path, overrides)).data
     options = {"length": data.length, **data.options} if data.name == "streets" else data.options
     arguments = {"root": data.root, "size": data.size, "limit": data.limit, **options}
     return data.name, list(dict.fromkeys([data.train_split, data.val_split])), arguments
