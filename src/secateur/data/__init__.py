@@ -1,7 +1,7 @@
 """Images with labels: data sets by name, augmentation, and the loader.
 
-To add a data set: a file in this folder with a `SegmentationDataset`, a line in `DATASETS`, and its name in the schema of
-recipes.
+To add a data set: a file in this folder with a `SegmentationDataset`, a line in `DATASETS`, and its name in the schema
+of recipes.
 """
 
 from __future__ import annotations
