@@ -167,7 +167,7 @@ def selection(
         if allocation.guard is None:
             return choose(allocation, {})
         make = cut or partial(apply, graph.model)
-        allocation.guard.start(make(plan_of(graph, gone)))
+        allocation.guard.start(lambda: make(plan_of(graph, gone)))
         return guarded(graph, allocation, allocation.guard, gone, choose, lambda units: make(plan_of(graph, units)))
 
     removed, latency = agreed(chosen) if "latency" in (allocation.budget or {}) else chosen()

@@ -70,14 +70,14 @@ class Guard:
     def __str__(self) -> str:
         return ", ".join(f"{name} may lose {limit:g}" for name, limit in self.limits.items())
 
-    def start(self, model: nn.Module) -> None:
-        """Learn what the scores fall from, if it isn't known.
+    def start(self, model: Callable[[], nn.Module]) -> None:
+        """Learn what the scores fall from, if it isn't known: those of a network, which is made only then.
 
         Raises:
             MethodError: a guarded score is unknown or not finite.
         """
         if self.base is None:
-            self.base = dict(self.evaluate(model))
+            self.base = dict(self.evaluate(model()))
         for name in self.limits:
             if name not in self.base:
                 raise MethodError(f"guard {name!r}: there is no such score; {nearest(name, self.base)}")
@@ -93,12 +93,13 @@ class Guard:
 
     def harm(self, model: nn.Module) -> float:
         """The largest share of a limit that is used up; up to 1 is allowed."""
-        used = (
-            (drop / limit if limit > 0 else math.inf if drop > 0 else 0.0)
-            for (name, drop) in self.drops(model).items()
-            for limit in (self.limits[name],)
-        )
-        return max(math.inf if value != value else value for value in used)
+
+        def used(drop: float, limit: float) -> float:
+            if math.isnan(drop) or (limit == 0 and drop > 0):
+                return math.inf
+            return drop / limit if limit > 0 else 0.0
+
+        return max(used(drop, self.limits[name]) for name, drop in self.drops(model).items())
 
 
 def guarded(
@@ -126,14 +127,9 @@ def guarded(
     caps: dict[int, int] = {}
     harms: dict[tuple[int, int], float] = {}
     group_of, before = graph.solution.group_of, guard.evaluations
-    asked = int(choose(allocation, {})[0].sum())
-    while True:
-        try:
-            removed, latency = choose(allocation, caps)
-        except (BudgetError, NothingPrunableError):
-            break
-        if allocation.budget is None and removed.sum() < asked:
-            break
+    removed, latency = choose(allocation, caps)  # what this raises has nothing to do with the guard
+    asked = int(removed.sum())
+    while allocation.budget is not None or removed.sum() >= asked:
         harm = guard.harm(build(removed))
         if harm <= 1:
             log.info("the guard holds after %d evaluations", guard.evaluations - before)
@@ -148,6 +144,10 @@ def guarded(
         guilty = [group for group, count in giving.items() if harms[group, count] > 1] or [worst]
         log.info("the guard is broken (%.2f of what is allowed); halving %d groups", harm, len(guilty))
         caps.update({group: giving[group] // 2 for group in guilty})
+        try:
+            removed, latency = choose(allocation, caps)
+        except (BudgetError, NothingPrunableError):
+            break
     raise BudgetError(
         f"the guard ({guard}) forbids it: {_what_can_be_had(allocation, guard, choose, build)}; give the guard more "
         "room, or ask for less"

@@ -60,6 +60,7 @@ class Comparison:
     _failed: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._keys = {(row.name, stage): stage_key(row.recipe, stage) for row in self.rows for stage in SHARED}
         for row in self.rows:
             if self.folder(row).holds_a_run(resume=True) and not row.scratch:
                 check_same_recipe(self.folder(row), row.recipe)
@@ -133,16 +134,16 @@ class Comparison:
             return self._done(self._imitated(row))
         running = [other for other in self.rows if other.name in self._running]
         for stage in SHARED:
-            key = stage_key(row.recipe, stage)
+            key = self._keys[row.name, stage]
             if self._source(row, stage) is None:
-                return not any(not other.scratch and stage_key(other.recipe, stage) == key for other in running)
+                return not any(not other.scratch and self._keys[other.name, stage] == key for other in running)
         return True
 
     def _source(self, row: Row, stage: str) -> RunFolder | None:
         """A run that has finished this stage, and has it in common with the row; its own before others'."""
-        key = stage_key(row.recipe, stage)
+        key = self._keys[row.name, stage]
         for other in (row, *self.rows):
-            if not other.scratch and stage_key(other.recipe, stage) == key and stage in self.folder(other).records():
+            if not other.scratch and self._keys[other.name, stage] == key and stage in self.folder(other).records():
                 return self.folder(other)
         return None
 

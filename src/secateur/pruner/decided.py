@@ -51,7 +51,7 @@ def cut_decided(
     if folded is not None:
         removed = units_of(graph, folded.plan)
     if guard is not None:
-        guard.start(graph.model)
+        guard.start(lambda: graph.model)
         if guard.harm(apply(graph.model, plan_of(graph, removed)) if folded is None else folded.model) > 1:
             raise BudgetError(
                 f"what {method.name} has chosen while training breaks the guard ({guard}); let it remove less, or use "
