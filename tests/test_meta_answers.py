@@ -192,6 +192,20 @@ def test_resizing(data):
     size = data.draw(st.lists(st.integers(0, 6), min_size=2, max_size=2))
     agree(aten.upsample_nearest2d.default, x, size, None, None)
     agree(aten.upsample_bilinear2d.default, x, size, data.draw(st.booleans()), None, None)
+    agree(aten._adaptive_avg_pool2d.default, x, size)
+
+
+@FEW
+@given(st.data())
+def test_pooling(data):
+    x = data.draw(tensors(rank=4))
+    numbers = st.lists(st.integers(0, 4), min_size=1, max_size=2)
+    kernel, stride, padding, dilation = (data.draw(numbers) for _ in range(4))
+    stride, ceil = data.draw(st.sampled_from([[], stride])), data.draw(st.booleans())
+    agree(aten.max_pool2d_with_indices.default, x, kernel, stride, padding, dilation, ceil)
+    agree(aten.max_pool2d_with_indices.default, x, kernel, stride)
+    agree(aten.avg_pool2d.default, x, kernel, stride, padding, ceil, True, data.draw(st.sampled_from([None, 0, 3])))
+    agree(aten.avg_pool2d.default, x, kernel)
 
 
 def test_what_networks_call_most_is_answered():
@@ -205,6 +219,8 @@ def test_what_networks_call_most_is_answered():
     assert agree(aten.cat.default, [x, x], 1)
     assert agree(aten.add.Tensor, x, x) and agree(aten.mul.Tensor, x, empty((2, 6, 1, 1), torch.float32))
     assert agree(aten.mean.dim, x, [-1, -2], True) and agree(aten.upsample_bilinear2d.default, x, [9, 9], False)
+    assert agree(aten.max_pool2d_with_indices.default, x, [3, 3], [2, 2], [1, 1], [1, 1], True)
+    assert agree(aten.avg_pool2d.default, x, [2, 2]) and agree(aten._adaptive_avg_pool2d.default, x, [1, 1])
     assert all(agree(func, x, *([2] if func is aten.mul.Scalar else [])) for func in ALONE)
 
 

@@ -292,8 +292,47 @@ def _mean(x: Any, dims: Any, keepdim: Any = False) -> Any:
     return _empty(sizes, x)
 
 
+def _max_pool(
+    x: Any, kernel: Any, stride: Any = (), padding: Any = (0, 0), dilation: Any = (1, 1), ceil: Any = False
+) -> Any:
+    sizes = _pooled(x, kernel, stride, padding, dilation, ceil)
+    if sizes is None:
+        return None
+    size = (*x.shape[:2], *sizes)
+    return _empty(size, x), torch.empty(size, dtype=torch.int64, device=_META)
+
+
+def _average_pool(
+    x: Any,
+    kernel: Any,
+    stride: Any = (),
+    padding: Any = (0, 0),
+    ceil: Any = False,
+    count: Any = True,
+    divisor: Any = None,
+) -> Any:
+    sizes = None if divisor == 0 else _pooled(x, kernel, stride, padding, (1, 1), ceil)
+    return None if sizes is None else _empty((*x.shape[:2], *sizes), x)
+
+
+def _pooled(x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> list[int] | None:
+    """Height and width of a pooled map; None if they are not evident."""
+    stride = stride or kernel
+    if not _plain(x) or x.dim() != 4 or not len(kernel) == len(stride) == len(padding) == len(dilation) == 2:
+        return None
+    if min(kernel) < 1 or min(stride) < 1 or min(dilation) < 1 or min(padding) < 0:
+        return None
+    if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
+        return None
+    sizes = []
+    for n, k, s, p, d in zip(x.shape[2:], kernel, stride, padding, dilation, strict=True):
+        windows = (n + 2 * p - d * (k - 1) - 1 + (s - 1 if ceil else 0)) // s + 1
+        sizes.append(windows - 1 if ceil and (windows - 1) * s >= n + p else windows)  # the last begins in the map
+    return sizes if min(sizes) >= 1 else None
+
+
 def _resized(x: Any, sizes: Any, *rest: Any) -> Any:
-    if not _plain(x) or x.dim() != len(sizes) + 2 or min(sizes) < 1 or _channels_last(x):
+    if not _plain(x) or x.dim() != len(sizes) + 2 or min(sizes) < 1:
         return None
     return _empty((*x.shape[:2], *sizes), x)
 
@@ -315,6 +354,9 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten.div.Tensor: _pair,
     aten.add_.Tensor: _pair_in_place,
     aten.mul_.Tensor: _pair_in_place,
+    aten.max_pool2d_with_indices.default: _max_pool,
+    aten.avg_pool2d.default: _average_pool,
+    aten._adaptive_avg_pool2d.default: _resized,
     aten.upsample_nearest2d.default: _resized,
     aten.upsample_bilinear2d.default: _resized,
     aten._softmax.default: _same_along,
