@@ -592,6 +592,7 @@ def details(networks: dict[str, Any], tools: Sequence[str]) -> list[str]:
 
 
 def depths(networks: dict[str, Any], tools: Sequence[str]) -> list[str]:
+    tools = [tool for tool in tools if all(tool in mine for mine in networks.values())]
     rows = []
     for name, mine in networks.items():
         some = next((row for row in mine.values() if "operators" in row), {"operators": 0})
