@@ -162,7 +162,7 @@ class Budget(Section):
     min_keep: Share = Field(default=0.1, description="share of every group's units that is kept whatever the budget")
     round_to: Positive = Field(default=1, description="kept channels are a multiple of this")
     scope: Literal["global", "group", "cost"] = Field(
-        default="global", description="how units are ranked: global, in every group, or per cost that they save"
+        default="global", description="how units are ranked: global, in every group, or per cost saved; while training always group"
     )
 
     protect: list[str] = Field(
