@@ -3,12 +3,13 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: help demo test fuzz lint
+.PHONY: help demo test fuzz kills lint
 
 help:
 	@echo "make demo   train, prune and fine-tune a small network on drawn street scenes (a few minutes)"
 	@echo "make test   run the tests"
 	@echo "make fuzz   cut many random networks, EXAMPLES=10000 of them, drawn with SEED=0 (ten minutes)"
+	@echo "make kills  kill a run with SIGKILL at KILLS=50 random moments, drawn with SEED=0 (some minutes)"
 	@echo "make lint   run the linters and the type checker"
 
 demo: .venv/installed
@@ -21,6 +22,10 @@ EXAMPLES ?= 10000
 SEED ?= 0
 fuzz: .venv/installed
 	SECATEUR_EXAMPLES=$(EXAMPLES) $(RUN) -m pytest -q tests/test_engine_random.py --hypothesis-seed=$(SEED)
+
+KILLS ?= 50
+kills: .venv/installed
+	SECATEUR_KILLS=$(KILLS) SECATEUR_SEED=$(SEED) $(RUN) -m pytest -q -s tests/test_resume.py -k random
 
 lint: .venv/installed
 	$(RUN) -m ruff check src tests examples benchmarks

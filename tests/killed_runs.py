@@ -1,31 +1,48 @@
-"""Tiny runs that are killed with SIGKILL again and again, and resumed until they end. Run by test_resume.py.
+"""Tiny runs that are killed with SIGKILL, or refused by their disk, again and again, and resumed until they end.
 
     python killed_runs.py '{"run folder": ["moment", ...], ...}' '{"section": {...}, ...}'
 
-Each attempt is a process of its own, forked from this one so that nothing is imported twice. A moment is `event:n`: the
-process kills itself at the n-th event of that name in the attempt; or `after:seconds`: it is killed from outside. The
-last attempt is one that nothing kills. The sections are put into the recipe of all runs. Prints how the attempts of
-each run ended, as JSON.
+Run by test_resume.py and test_full_disk.py. Each attempt is a process of its own, forked from this one so that nothing
+is imported twice. The last attempt of a run is one that nothing disturbs. The sections are put into the recipe of all
+runs. A moment is one of
+
+    event:n         the process kills itself at the n-th event of that name in the attempt; see EVENTS
+    after:seconds   it is killed from outside
+    random:k:seed   stands for k moments, spread over the run: killed from outside, a few milliseconds after some event
+    full:n          the disk is full at the n-th thing that is written, of which half is there already
+    failing:n       the n-th fsync or rename fails, as NFS tells it
+    disk:size       the file system that the run folder is, a tmpfs, is mounted anew with this size before the attempt
+
+Prints, as JSON, of each run how the attempts ended, how many optimizer steps they made, and the stages in which they
+were killed.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import itertools
 import json
 import os
+import random
 import signal
+import subprocess
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import secateur.pipeline.measuring as measuring
+import secateur.surgery.tensor_file as tensor_file
 import secateur.training.checkpoint as checkpoint
+from secateur.errors import CannotError
 from secateur.pipeline import Experiment
 from secateur.recipe import Recipe
 from secateur.training import ProgressDisplay
@@ -59,70 +76,165 @@ RECIPE = {
 }
 
 
-def kill_at(event: str, n: int) -> None:
-    """Arranges that this process dies at the n-th `event`."""
-    count = itertools.count(1)
+# name -> the functions whose calls are these events
+EVENTS: dict[str, list[tuple[Any, str]]] = {
+    "step": [(torch.optim.AdamW, "step"), (torch.optim.SGD, "step")],  # before an optimizer step
+    "evaluate": [(measuring, "evaluate")],
+    "half": [(checkpoint, "save_file")],  # in the middle of writing a checkpoint
+    "weights": [(tensor_file, "save_file")],  # of writing other tensors
+    "text": [(Path, "write_text")],  # of writing a record
+    "fsync": [(os, "fsync")],  # the file is written, and not known to be on the disk
+    "replace": [(Path, "replace")],  # the new file is there under its temporary name
+    "unlink": [(Path, "unlink")],  # the new checkpoint is there, the old ones are not removed yet
+}
+WRITES = ("half", "weights", "text", "fsync", "replace")
 
-    def dying(function: Callable[..., Any], before: Callable[..., None] | None = None) -> Callable[..., Any]:
+
+def before(events: tuple[str, ...], act: Callable[[str, tuple[Any, ...]], None]) -> None:
+    """From now on `act` is called in front of all of these, with the event's name and the function's arguments."""
+
+    def preceded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*arguments: Any, **options: Any) -> Any:
-            if next(count) == n:
-                if before is not None:
-                    before(*arguments)
-                os.kill(os.getpid(), signal.SIGKILL)
+            act(name, arguments)
             return function(*arguments, **options)
 
         return wrapped
 
-    if event == "step":  # before an optimizer step
-        for kind in (torch.optim.AdamW, torch.optim.SGD):
-            kind.step = dying(kind.step)  # type: ignore[method-assign]
-    elif event == "fsync":  # the file is written, and not known to be on the disk
-        os.fsync = dying(os.fsync)
-    elif event == "replace":  # the new file is there under its temporary name
-        Path.replace = dying(Path.replace)  # type: ignore[method-assign]
-    elif event == "half":  # in the middle of writing a checkpoint
-        checkpoint.save_file = dying(
-            checkpoint.save_file, lambda _, path: Path(path).write_bytes(b"\x88\x01\0\0\0\0\0\0{half")
-        )
-    elif event == "unlink":  # the new checkpoint is there, the old ones are not removed yet
-        Path.unlink = dying(Path.unlink)  # type: ignore[method-assign]
-    else:
-        raise ValueError(event)
+    for name in events:
+        for owner, attribute in EVENTS[name]:
+            setattr(owner, attribute, preceded(name, getattr(owner, attribute)))
 
 
-def attempt(out: Path, recipe: Recipe, moment: str | None) -> str:
-    """One attempt to finish the run; returns 'done' or 'killed'."""
-    event, _, number = (moment or "never:0").partition(":")
+def at(n: int, events: tuple[str, ...], act: Callable[[Path], None]) -> None:
+    """`act` happens at the n-th of these events; of what is being written then, a part is there already."""
+    count = itertools.count(1)
+
+    def reached(event: str, arguments: tuple[Any, ...]) -> None:
+        if next(count) != n:
+            return
+        path = Path(os.devnull)
+        if event in ("half", "weights"):
+            path = Path(arguments[1])
+            path.with_name(".tmpA1b2C3").write_bytes(b"\x88\x01\0\0\0\0\0\0{half")  # the library's own name for it
+        elif event == "text":
+            path = Path(arguments[0])
+            path.write_bytes(arguments[1].encode()[: len(arguments[1]) // 2])
+        act(path)
+
+    before(events, reached)
+
+
+def die(path: Path) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def refuse(number: int) -> Callable[[Path], NoReturn]:
+    def refusing(path: Path) -> NoReturn:
+        raise OSError(number, os.strerror(number), str(path))
+
+    return refusing
+
+
+def disturb(moment: str) -> None:
+    """Arranges in the process of the attempt what shall happen to it."""
+    event, _, number = moment.partition(":")
+    if event in EVENTS:
+        at(int(number), (event,), die)
+    elif event == "full":
+        at(int(number), WRITES, refuse(errno.ENOSPC))
+    elif event == "failing":
+        at(int(number), ("fsync", "replace"), refuse(errno.EIO))
+
+
+def attempt(out: Path, recipe: Recipe, moment: str, seen: Counter[str]) -> str:
+    """One attempt to finish the run; returns 'done', 'killed' or 'refused', and counts the events `seen` in it."""
+    event, _, number = moment.partition(":")
+    if event == "disk":
+        subprocess.run(["mount", "-o", f"remount,size={number}", str(out)], check=True)
+    told, tell = os.pipe()
     child = os.fork()
     if child == 0:
+        os.close(told)
         code = 1
         try:
-            if event not in ("never", "after"):
-                kill_at(event, int(number))
+            disturb(moment)
+            before(tuple(EVENTS), lambda name, _: os.write(tell, f"{name}\n".encode()) and None)
             Experiment(recipe, out, resume=True, progress=ProgressDisplay(quiet=True)).run()
             code = 0
+        except CannotError as error:
+            traceback.print_exc()
+            code = 3 if "The disk" in str(error) else 1
         except BaseException:
             traceback.print_exc()
         finally:
             sys.stderr.flush()
             os._exit(code)
+    os.close(tell)
     if event == "after":
         time.sleep(float(number))
         os.kill(child, signal.SIGKILL)
+    # of "moment:n:seconds", the n events are waited for, and then the seconds
+    count, _, delay = number.partition(":") if event == "moment" else ("", "", "")
+    lines = b""
+    while more := os.read(told, 1 << 16):
+        lines += more
+        if count and lines.count(b"\n") >= int(count):
+            time.sleep(float(delay))
+            os.kill(child, signal.SIGKILL)
+            break  # processes that load data may live on for some seconds, and keep the pipe open
     _, status = os.waitpid(child, 0)
+    os.set_blocking(told, False)
+    with contextlib.suppress(BlockingIOError):
+        while more := os.read(told, 1 << 16):
+            lines += more
+    os.close(told)
+    seen.update(lines.decode().split())
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
         return "killed"
-    if os.WEXITSTATUS(status) == 0:
-        return "done"
-    raise SystemExit(f"the attempt {moment} failed")
+    ends = {0: "done", 3: "refused"}
+    if os.WEXITSTATUS(status) not in ends:
+        raise SystemExit(f"the attempt {moment} failed")
+    return ends[os.WEXITSTATUS(status)]
+
+
+def spread(kills: int, seed: int, events: int) -> list[str]:
+    """So many moments that they are over before a run of so many events can be, drawn with a seed.
+
+    Each is some event after the attempt's beginning, and a few milliseconds; three quarters of the run in all, since
+    what a kill undoes only makes the run longer, and a few events more may happen in the milliseconds.
+    """
+    generator = random.Random(seed)
+    gaps = [generator.random() for _ in range(kills)]
+    return [
+        f"moment:{max(1, round(0.75 * events * gap / sum(gaps)))}:{generator.uniform(0, 0.008):.4f}" for gap in gaps
+    ]
+
+
+def stage_of(out: Path) -> str:
+    """The first stage that is not done."""
+    file = out / "checkpoints" / "stages.json"
+    done = json.loads(file.read_text()) if file.is_file() else {}
+    return next((stage for stage in ("train", "sparsify", "prune", "finetune", "evaluate") if stage not in done), "end")
 
 
 def main() -> None:
     torch.set_num_threads(1)
     runs = json.loads(sys.argv[1])
     recipe = Recipe.model_validate({**RECIPE, **json.loads(sys.argv[2])})
-    ends = {out: [attempt(Path(out), recipe, moment) for moment in [*moments, None]] for out, moments in runs.items()}
-    print(json.dumps(ends))
+    report: dict[str, dict[str, Any]] = {}
+    events = 0
+    for out, moments in runs.items():
+        if moments and moments[0].startswith("random:"):
+            _, kills, seed = moments[0].split(":")
+            moments = spread(int(kills), int(seed), events)
+        seen: Counter[str] = Counter()
+        ends, stages = [], []
+        for moment in [*moments, "disk:64m" if (moments or [""])[-1].startswith("disk:") else "never"]:
+            ends.append(attempt(Path(out), recipe, moment, seen))
+            stages.append(stage_of(Path(out)))
+        events = events or sum(seen.values())  # of the first run, which nothing disturbs
+        report[out] = {"ends": ends, "steps": seen["step"], "stages": stages[:-1]}
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,17 @@
-"""A run that is killed with SIGKILL at any moment and resumed ends bit for bit like one that is left alone."""
+"""A run that is killed with SIGKILL at any moment and resumed ends bit for bit like one that is left alone.
+
+`make kills` kills a longer run 50 times at random moments (SECATEUR_KILLS, drawn with SECATEUR_SEED); the ordinary
+tests kill it a few times.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,21 +43,24 @@ CHAINS = {
 STEPS = {"schedule": {"steps": 3, "epochs": 1}, "compensate": {"mode": "least_squares", "batches": 2}}
 BETWEEN_CUTS = ["step:10", "half:1", "step:3", "half:2", "replace:2", "step:2", "replace:4"]
 
-Runs = tuple[Path, dict[str, list[str]]]
+KILLS = int(os.environ.get("SECATEUR_KILLS", "6"))
+SEED = int(os.environ.get("SECATEUR_SEED", "0"))
+
+Runs = tuple[Path, dict[str, dict[str, Any]]]
 
 
-def killed(folder: Path, chains: dict[str, list[str]], sections: dict[str, object]) -> Runs:
-    """A folder with a run for every chain and an undisturbed one, "whole"; and how the attempts of each ended."""
+def disturbed(folder: Path, chains: dict[str, list[str]], sections: dict[str, object]) -> Runs:
+    """A folder with an undisturbed run, "whole", and one for every chain; and how the attempts of each ended."""
     plan = {str(folder / name): moments for name, moments in {"whole": [], **chains}.items()}
     command = [sys.executable, str(SCRIPT), json.dumps(plan), json.dumps(sections)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return folder, {Path(out).name: ends for out, ends in json.loads(done.stdout).items()}
+    return folder, {Path(out).name: told for out, told in json.loads(done.stdout).items()}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return killed(tmp_path_factory.mktemp("killed runs"), CHAINS, {})
+    return disturbed(tmp_path_factory.mktemp("killed runs"), CHAINS, {})
 
 
 def lines(run: Path) -> list[dict[str, object]]:
@@ -61,24 +70,45 @@ def lines(run: Path) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("chain", CHAINS)
 def test_a_run_killed_again_and_again_ends_bit_identically(runs: Runs, chain: str) -> None:
-    folder, ends = runs
-    assert ends["whole"] == ["done"]
+    folder, told = runs
+    ends = told[chain]["ends"]
+    assert told["whole"]["ends"] == ["done"]
     if chain == "at any time":  # how far each attempt comes depends on the machine
-        assert (ends[chain][0], ends[chain][-1]) == ("killed", "done")
+        assert (ends[0], ends[-1]) == ("killed", "done")
     else:
-        assert ends[chain] == ["killed"] * len(CHAINS[chain]) + ["done"]
+        assert ends == ["killed"] * len(CHAINS[chain]) + ["done"]
     check_the_same(folder / chain, folder / "whole")
 
 
 def test_a_run_of_several_cuts_killed_between_them_ends_bit_identically(tmp_path: Path) -> None:
-    folder, ends = killed(tmp_path, {"chain": BETWEEN_CUTS}, STEPS)
-    assert ends == {"whole": ["done"], "chain": ["killed"] * len(BETWEEN_CUTS) + ["done"]}
+    folder, told = disturbed(tmp_path, {"chain": BETWEEN_CUTS}, STEPS)
+    assert told["whole"]["ends"] == ["done"]
+    assert told["chain"]["ends"] == ["killed"] * len(BETWEEN_CUTS) + ["done"]
     check_the_same(folder / "chain", folder / "whole")
     for name in ("cut-1", "cut-2", "pruned"):
         file = Path("checkpoints") / f"{name}.safetensors"
         expected, found = load_file(folder / "whole" / file), load_file(folder / "chain" / file)
         assert expected.keys() == found.keys() and all(torch.equal(expected[key], found[key]) for key in expected)
     assert len(json.loads((folder / "chain" / "result.json").read_text())["schedule"]) == 2
+
+
+def test_kills_at_random_moments_lose_a_step_each_at_most(tmp_path: Path) -> None:
+    """Moments that nobody chose, from outside; with a process that loads data, and TensorBoard."""
+    epochs = 1 + KILLS // 10
+    sections = {
+        "data": {"name": "streets", "size": (32, 48), "length": 12, "workers": 1},
+        "train": {"epochs": 2 * epochs, "batch_size": 4, "evaluate_every": 1},
+        "sparsify": {"epochs": epochs},
+        "finetune": {"epochs": epochs},
+        "run": {"checkpoint_minutes": 0.0, "accelerator": "cpu", "threads": 1},
+    }
+    folder, told = disturbed(tmp_path, {"killed": [f"random:{KILLS}:{SEED}"]}, sections)
+    print(json.dumps(told))
+    assert told["killed"]["ends"] == ["killed"] * KILLS + ["done"]
+    check_the_same(folder / "killed", folder / "whole")
+    steps = 3 * 4 * epochs
+    assert told["whole"]["steps"] == steps  # after each of which a checkpoint is written
+    assert steps <= told["killed"]["steps"] <= steps + KILLS
 
 
 def check_the_same(out: Path, whole: Path) -> None:

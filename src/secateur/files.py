@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_path", "copy_file", "is_temporary", "write_json", "write_text"]
+__all__ = ["atomic_path", "copy_file", "is_temporary", "remove_temporary", "write_json", "write_text"]
 
 # asking for the mask means setting it, so it is asked for once, before there are threads
 UMASK = os.umask(0)
@@ -34,7 +35,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
 
@@ -57,8 +59,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether `path` is what a killed process left of an atomic write."""
-    return path.name.startswith(".") and (path.name.startswith(".tmp-") or path.suffix == ".tmp")
+    """Whether `path` is what a killed process left of an atomic write: of ours, or of the safetensors library's own."""
+    return re.fullmatch(r"\.tmp-.+|\..+\.tmp|\.tmp[0-9A-Za-z]{6}", path.name) is not None
+
+
+def remove_temporary(folder: Path) -> None:
+    """Removes what killed processes left half-written in a folder; folders in it are left alone."""
+    for entry in folder.iterdir():
+        if is_temporary(entry) and entry.is_file():
+            entry.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

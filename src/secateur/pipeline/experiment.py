@@ -34,6 +34,7 @@ from secateur.surgery import compensate, load, save
 from secateur.training import ProgressDisplay, read_state, recalibrate, write_state
 from secateur.training.devices import make_fabric
 from secateur.training.evaluate import device_of
+from secateur.training.failures import refusals_told
 from secateur.training.run_folder import RunFolder
 from secateur.training.weights import load_weights, save_weights
 
@@ -117,7 +118,11 @@ class Experiment:
                     f"run `secateur train`, `prune`, `finetune` in this order with the same --out, or `secateur run`."
                 )
         self._create_folder()
-        with self.folder.logging(self.display, active=self.fabric.is_global_zero):
+        stage = stages[0]
+        with (
+            self.folder.logging(self.display, active=self.fabric.is_global_zero),
+            refusals_told(lambda: f"stage {stage}"),
+        ):
             for stage in stages:
                 if stage not in done:
                     log.info("stage %s", stage)
@@ -332,9 +337,10 @@ class Experiment:
 
     def _create_folder(self) -> None:
         if self.fabric.is_global_zero:
-            self.folder.create()
-            if not self.folder.recipe.exists():
-                write_text(self.folder.recipe, dump_recipe(self.recipe))
+            with refusals_told(lambda: "the beginning of the run"):
+                self.folder.create()
+                if not self.folder.recipe.exists():
+                    write_text(self.folder.recipe, dump_recipe(self.recipe))
         self.fabric.barrier()
 
 

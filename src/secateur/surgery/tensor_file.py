@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,11 +52,21 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             raise CheckpointError(f"{path}: {name} is of type {tensor.dtype}, which safetensors files can't hold")
     tensors = _apart(tensors)
     with atomic_path(path) as temporary:
-        try:
+        with disk_errors(path):
             save_file(tensors, temporary, {**metadata, DIGEST: "0" * 64})
-        except SafetensorError as error:
-            raise OSError(f"{path}: can't be written ({error})") from error
         _seal(temporary, tensors)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns what the safetensors library says of a disk, "I/O error: ... (os error 28)", into that OSError."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise OSError(f"{path}: can't be written ({error})") from error
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _seal(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from secateur.errors import CheckpointError
-from secateur.files import atomic_path
+from secateur.files import atomic_path, remove_temporary
+from secateur.surgery.tensor_file import disk_errors
 
 __all__ = ["CheckpointFolder", "read_state", "write_state"]
 
@@ -34,11 +35,12 @@ def write_state(path: Path, state: Any) -> None:
 
     Raises:
         TypeError: something in the state is of another kind; names where it is.
+        OSError: the disk is full, or fails; `path` is as it was.
     """
     tensors: dict[str, Tensor] = {}
     structure = json.dumps(_pack(state, tensors, "state"))
     metadata = {"format": FORMAT, "structure": structure, "crc": str(zlib.crc32(structure.encode()))}
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, disk_errors(path):
         save_file(tensors, temporary, metadata=metadata)
 
 
@@ -123,9 +125,11 @@ class CheckpointFolder:
         return None
 
     def tidy(self, keep: int = 1) -> None:
-        """Removes all but the newest `keep` checkpoints."""
+        """Removes all but the newest `keep` checkpoints, and what killed processes left half-written."""
         for old in self.files()[:-keep]:
             old.unlink()
+        if self.path.is_dir():
+            remove_temporary(self.path)
 
 
 # In the JSON an object is always a tag with one key, so that dicts with any scalar keys, tuples and tensors survive.

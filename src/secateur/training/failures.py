@@ -15,17 +15,20 @@ __all__ = ["refusals_told"]
 
 _MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|failed to allocate", re.IGNORECASE)
 _WORKER = re.compile(r"DataLoader worker.*(exited unexpectedly|is killed|out of shared memory)", re.DOTALL)
-_DISK = re.compile(r"no space left|quota exceeded|file too large", re.IGNORECASE)
-_DISK_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL = re.compile(r"no space left|quota exceeded|file too large", re.IGNORECASE)
+_FULL_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# a disk or a file server that does not answer as it should; a stale handle is NFS's
+_FAILING_NUMBERS = (errno.EIO, errno.ESTALE, errno.EROFS, errno.ENXIO, errno.ENODEV, errno.ETIMEDOUT)
+_RESUME = "What was saved before is as it was"
 
 
 @contextmanager
-def refusals_told(where: Callable[[], str], shape: Callable[[], Sequence[int]]) -> Iterator[None]:
-    """Turns a lack of memory, a dead worker and a full disk into a message; everything else passes.
+def refusals_told(where: Callable[[], str], shape: Callable[[], Sequence[int]] | None = None) -> Iterator[None]:
+    """Turns a lack of memory, a dead worker and a disk that is full or fails into a message; everything else passes.
 
     Args:
-        where: the step, when it is asked.
-        shape: of the images in it.
+        where: the step or the stage, when it is asked.
+        shape: of the images in it; None where that is not known.
 
     Raises:
         CannotError: the machine refused; what was saved before is as it was.
@@ -33,19 +36,25 @@ def refusals_told(where: Callable[[], str], shape: Callable[[], Sequence[int]]) 
     try:
         yield
     except OSError as error:
-        if error.errno not in _DISK_NUMBERS and not _DISK.search(str(error)):
-            raise
-        raise CannotError(
-            f"The disk is full ({error}), at {where()}. The last checkpoint is as it was: make room, and go on with "
-            "--resume."
-        ) from error
+        if error.errno in _FULL_NUMBERS or _FULL.search(str(error)):
+            raise CannotError(
+                f"The disk is full, or a quota is used up, at {where()}: {_told(error)}. {_RESUME}: make room, and go "
+                "on with --resume."
+            ) from error
+        if error.errno in _FAILING_NUMBERS:
+            raise CannotError(
+                f"The disk or the file server failed at {where()}: {_told(error)}. {_RESUME}: when the disk answers "
+                "again, go on with --resume."
+            ) from error
+        raise
     except (RuntimeError, MemoryError) as error:
         text = str(error)
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or _MEMORY.search(text):
+            images = "" if shape is None or not shape() else f", with images of shape {tuple(shape())} in a step"
             raise CannotError(
-                f"Out of memory at {where()}, with images of shape {tuple(shape())} in a step. Lower the batch size "
+                f"Out of memory at {where()}{images}. Lower the batch size "
                 "(train.batch_size), the image size (data.size) or the network's width (model.width), or compute in "
-                "half precision (run.precision=bf16); the last checkpoint is as it was."
+                f"half precision (run.precision=bf16). {_RESUME}."
             ) from error
         if _WORKER.search(text):
             raise CannotError(
@@ -54,3 +63,8 @@ def refusals_told(where: Callable[[], str], shape: Callable[[], Sequence[int]]) 
                 "on with --resume."
             ) from error
         raise
+
+
+def _told(error: OSError) -> str:
+    """What was refused, and of which file."""
+    return f"{error.strerror}, {error.filename}" if error.strerror and error.filename else str(error)

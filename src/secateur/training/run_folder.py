@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from secateur.errors import CheckpointError, RunFolderError
-from secateur.files import copy_file, is_temporary, write_json, write_text
+from secateur.files import copy_file, is_temporary, remove_temporary, write_json, write_text
 from secateur.training.checkpoint import CheckpointFolder
 from secateur.training.progress import ProgressDisplay
 
@@ -59,12 +60,19 @@ class RunFolder:
         return True
 
     def create(self) -> None:
-        """Makes the folders, and removes what a killed process left half-written."""
+        """Makes the folders, and removes what a killed process left half-written.
+
+        Raises:
+            RunFolderError: this user may not write there.
+        """
         for folder in (self.path, self.checkpoints, self.picture.parent):
-            folder.mkdir(parents=True, exist_ok=True)
-            for entry in folder.iterdir():
-                if is_temporary(entry):
-                    entry.unlink()
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                remove_temporary(folder)
+            except (PermissionError, FileExistsError, NotADirectoryError) as error:
+                raise RunFolderError(
+                    f"{folder} can't be made or written ({error.strerror}); choose another --out."
+                ) from error
 
     def records(self) -> dict[str, Record]:
         """What the stages done so far have recorded, in the order in which they were done."""
@@ -112,7 +120,7 @@ class RunFolder:
             yield
             return
         logger = logging.getLogger("secateur")
-        to_file = logging.FileHandler(self.log, encoding="utf-8")
+        to_file = _ToFile(self.log, display)
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         to_user = _Shown(display)
         level = logger.level
@@ -129,6 +137,26 @@ class RunFolder:
             logger.removeHandler(to_user)
             logger.removeHandler(to_file)
             to_file.close()
+
+
+class _ToFile(logging.FileHandler):
+    """Appends to log.txt; where the disk refuses, it says so once, and the run goes on without."""
+
+    def __init__(self, path: Path, display: ProgressDisplay) -> None:
+        super().__init__(path, encoding="utf-8")
+        self.display, self.refused = display, False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.refused:
+            self.refused = True
+            self.display.show(f"warning: {self.baseFilename} can't be written ({error.strerror or error})")
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what the disk refused is tried once more
+            super().close()
 
 
 class _Shown(logging.Handler):
