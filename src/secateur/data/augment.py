@@ -53,6 +53,21 @@ normalise = Normalise()
 
 
 @dataclass(frozen=True)
+class Change:
+    """What is drawn for one image.
+
+    matrix: float64 (2, 3), of the affine map from places (x, y) in the image to places in what it becomes, in pixels
+        counted from the middle of the first one.
+    size: (height, width) of what it becomes.
+    blur: whether that is blurred.
+    """
+
+    matrix: np.ndarray
+    size: Size
+    blur: bool
+
+
+@dataclass(frozen=True)
 class Augment:
     """Ranges that the random changes of each sample are drawn from, uniformly.
 
@@ -105,13 +120,58 @@ class Augment:
         return cls(scale=(1.0, 1.0), rotate=0.0, translate=0.0, flip=0.0, crop=crop, border=border)
 
     def __call__(
-        self, image: np.ndarray, label: np.ndarray, generator: np.random.Generator
+        self,
+        image: np.ndarray,
+        label: np.ndarray,
+        generator: np.random.Generator,
+        out: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Changed copies of the image, uint8 (H, W, 3), and the label, uint8 (H, W); what comes from outside is void.
 
         A label of one pixel, for all of the image, stays as it is.
+
+        Args:
+            image, label: of one sample.
+            generator: what the changes are drawn from.
+            out: arrays of the right shapes that the copies are written to; None for new ones.
         """
-        height, width = image.shape[:2]
+        new_image, new_label = out or (None, None)
+        change = self.draw((image.shape[0], image.shape[1]), generator)
+        height, width = change.size
+        warped = cv2.warpAffine(
+            image,
+            change.matrix,
+            (width, height),
+            dst=None if change.blur else new_image,
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=self.border,
+        )
+        if change.blur:
+            warped = cv2.GaussianBlur(warped, (5, 5), 0, dst=new_image)
+        if label.shape == (1, 1):
+            if new_label is None:
+                return warped, label
+            new_label[:] = label
+            return warped, new_label
+        return warped, cv2.warpAffine(
+            label,
+            change.matrix,
+            (width, height),
+            dst=new_label,
+            flags=cv2.INTER_NEAREST,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=IGNORE,
+        )
+
+    def draw(self, size: Size, generator: np.random.Generator) -> Change:
+        """The change of one image, from the ranges.
+
+        Args:
+            size: (height, width) of the image.
+            generator: what it is drawn from.
+        """
+        height, width = size
         factor = generator.uniform(*self.scale)
         angle = generator.uniform(-self.rotate, self.rotate)
         shift = generator.uniform(-self.translate, self.translate, 2) * (width, height)
@@ -128,18 +188,5 @@ class Augment:
                 offset = int(generator.integers(0, spare + 1)) if spare > 0 else -(-spare // 2)
                 matrix[axis, 2] -= (side - scaled) / 2 + offset
             height, width = self.crop
-        warped = cv2.warpAffine(
-            image,
-            matrix,
-            (width, height),
-            flags=cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_CONSTANT,
-            borderValue=self.border,
-        )
-        if self.blur and generator.random() < self.blur:
-            warped = cv2.GaussianBlur(warped, (5, 5), 0)
-        if label.shape == (1, 1):
-            return warped, label
-        return warped, cv2.warpAffine(
-            label, matrix, (width, height), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=IGNORE
-        )
+        blur = bool(self.blur and generator.random() < self.blur)
+        return Change(matrix, (height, width), blur)

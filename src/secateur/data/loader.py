@@ -14,10 +14,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from secateur.data.augment import Augment, Normalise
 from secateur.data.dataset import Sample, SegmentationDataset
+from secateur.data.memory import Blocks, Slots
 from secateur.errors import DataError
 
 Batch = tuple[Tensor, Tensor]
-Ticket = tuple[int, list[int]]  # what a worker is handed: the epoch and the samples of one batch
+# what a worker is handed: the epoch, the samples of one batch, and the slot that it goes to; None: it is sent
+Ticket = tuple[int, list[int], int | None]
+Filled = tuple[int, int]  # what comes back: the slot, and how many samples are in it
+AHEAD = 2  # batches that each worker may be ahead
 ORDER, SAMPLE = 0, 1  # keep the random streams of the order and of the samples apart
 
 
@@ -77,12 +81,14 @@ class Loader:
             )
         self.dataset, self.batch_size = batches.dataset, order.batch_size
         self.waited = self.total = 0.0
+        self._batches, self._workers, self._blocks = batches, workers, Blocks()
         self._order, self._normalise, self._channels_last = order, normalise, channels_last
         self._loader = DataLoader(
             batches,
             batch_size=None,  # a ticket is a whole batch already
             sampler=self._order,
             num_workers=workers,
+            prefetch_factor=AHEAD if workers else None,
             collate_fn=_as_it_is,
             worker_init_fn=_start_worker,
             persistent_workers=workers > 0,
@@ -103,6 +109,14 @@ class Loader:
         Raises:
             DataError: a file can't be used; the message names it.
         """
+        if self._order.slots is None and self._batches.shapes is not None:  # before there are workers
+            images, labels = self._batches.shapes
+            self._order.slots = self._batches.slots = Slots(
+                1 + AHEAD * self._workers,
+                (self.batch_size, *images),
+                (self.batch_size, *labels),
+                shared=self._workers > 0,
+            )
         self._order.epoch, self._order.start = epoch, start
         self.waited = self.total = 0.0
         began = time.perf_counter()
@@ -110,7 +124,7 @@ class Loader:
         while True:
             asked = time.perf_counter()
             batch = next(batches, None)
-            finished = None if batch is None or isinstance(batch, DataError) else self._finish(*batch)
+            finished = None if batch is None or isinstance(batch, DataError) else self._finish(batch)
             self.waited += time.perf_counter() - asked
             self.total = time.perf_counter() - began
             if batch is None:
@@ -123,18 +137,32 @@ class Loader:
             assert finished is not None
             yield finished
 
-    def _finish(self, images: Tensor, labels: Tensor) -> Batch:
-        """What workers send are bytes, a fifth of what the training takes, and the way between processes is the
+    def _finish(self, batch: Batch | Filled) -> Batch:
+        """What workers make are bytes, a fifth of what the training takes, and the way between processes is the
         narrowest: so colours become numbers here, which is quick."""
+        slots = self._order.slots
+        if slots is None or not isinstance(batch[0], int):
+            return self._numbers(*batch)
+        slot, count = batch
+        finished = self._numbers(*slots.batch(slot, count))
+        slots.free(slot)
+        return finished
+
+    def _numbers(self, images: Tensor, labels: Tensor) -> Batch:
+        """Images in bytes (N, H, W, 3) as (N, 3, H, W), normalised; labels as int64."""
         count, height, width, _ = images.shape
         pinned = torch.cuda.is_available()  # from there copies to a GPU need not be waited for
-        numbers = torch.empty(images.shape, pin_memory=pinned and self._channels_last)
+        numbers = self._empty((count, height, width, 3), torch.float32, pinned and self._channels_last)
         # the whole batch as one tall image
         self._normalise(images.view(-1, width, 3).numpy(), out=numbers.view(-1, width, 3).numpy())
         batch = numbers.permute(0, 3, 1, 2)  # NHWC in memory is channels_last
         if not self._channels_last:
-            batch = torch.empty((count, 3, height, width), pin_memory=pinned).copy_(batch)
-        return batch, torch.empty(labels.shape, dtype=torch.int64, pin_memory=pinned).copy_(labels)
+            batch = self._empty((count, 3, height, width), torch.float32, pinned).copy_(batch)
+        return batch, self._empty(tuple(labels.shape), torch.int64, pinned).copy_(labels)
+
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype, pinned: bool) -> Tensor:
+        """Pinned memory is used again by torch."""
+        return torch.empty(shape, dtype=dtype, pin_memory=True) if pinned else self._blocks.empty(shape, dtype)
 
 
 class _Order(Sampler[Ticket]):
@@ -144,15 +172,19 @@ class _Order(Sampler[Ticket]):
         self.count, self.batch_size, self.training, self.seed = count, batch_size, training, seed
         self.rank, self.world_size = rank, world_size
         self.epoch = self.start = 0
+        self.slots: Slots | None = None
 
     def __iter__(self) -> Iterator[Ticket]:
+        if self.slots is not None:  # nobody writes any more what was asked for in an epoch that was left
+            self.slots.take_back()
         order = np.arange(self.count)
         if self.training:
             order = np.random.default_rng((self.seed, ORDER, self.epoch)).permutation(self.count)
             order = np.resize(order, -(-self.count // self.world_size) * self.world_size)
         order = order[self.rank :: self.world_size]
         for batch in range(self.start, len(self)):
-            yield self.epoch, order[batch * self.batch_size :][: self.batch_size].tolist()
+            slot = None if self.slots is None else self.slots.take()
+            yield self.epoch, order[batch * self.batch_size :][: self.batch_size].tolist(), slot
 
     def __len__(self) -> int:
         mine = len(range(self.rank, self.count, self.world_size))
@@ -162,8 +194,11 @@ class _Order(Sampler[Ticket]):
         return full if rest == 0 or (self.training and rest == 1 and full > 0) else full + 1
 
 
-class _Batches(Dataset[Batch | DataError]):
-    """Makes the batch that a ticket asks for, in bytes: images (N, H, W, 3), labels (N, H, W); runs in the workers."""
+class _Batches(Dataset[Batch | Filled | DataError]):
+    """Makes the batch that a ticket asks for, in bytes: images (N, H, W, 3), labels (N, H, W); runs in the workers.
+
+    slots: where batches go whose shape is known beforehand.
+    """
 
     def __init__(
         self,
@@ -172,10 +207,25 @@ class _Batches(Dataset[Batch | DataError]):
         augment: Augment | None,
     ) -> None:
         self.dataset, self.seed, self.augment = dataset, seed, augment
+        self.slots: Slots | None = None
 
-    def __getitem__(self, ticket: Ticket) -> Batch | DataError:
-        epoch, indices = ticket
+    @property
+    def shapes(self) -> tuple[tuple[int, int, int], tuple[int, int]] | None:
+        """Of every image and label; None where that is not known before they are read."""
+        size = self.dataset.size if self.augment is None or self.augment.crop is None else self.augment.crop
+        if size is None or self.dataset.own_labels:
+            return None
+        return (*size, 3), (size if self.dataset.task == "segmentation" else (1, 1))
+
+    def __getitem__(self, ticket: Ticket) -> Batch | Filled | DataError:
+        epoch, indices, slot = ticket
         try:
+            if slot is not None:
+                assert self.slots is not None
+                images, labels = (each.numpy() for each in self.slots.batch(slot, len(indices)))
+                for index, *out in zip(indices, images, labels, strict=True):
+                    self._sample(epoch, index, (out[0], out[1]))
+                return slot, len(indices)
             samples = [self._sample(epoch, index) for index in indices]
             self._check_sizes(samples)
         except DataError as error:
@@ -183,12 +233,15 @@ class _Batches(Dataset[Batch | DataError]):
         images, labels = (np.stack([getattr(each, kind) for each in samples]) for kind in ("image", "label"))
         return torch.from_numpy(images), torch.from_numpy(labels)
 
-    def _sample(self, epoch: int, index: int) -> Sample:
+    def _sample(self, epoch: int, index: int, out: tuple[np.ndarray, np.ndarray] | None = None) -> Sample:
+        """A sample as it goes into the batch; written to `out`, if that is given."""
         sample = self.dataset.read(index)
-        if self.augment is None:
-            return sample
-        generator = np.random.default_rng((self.seed, SAMPLE, epoch, index))
-        return Sample(*self.augment(sample.image, sample.label, generator), name=sample.name)
+        if self.augment is not None:
+            generator = np.random.default_rng((self.seed, SAMPLE, epoch, index))
+            return Sample(*self.augment(sample.image, sample.label, generator, out), name=sample.name)
+        if out is not None:
+            out[0][:], out[1][:] = sample.image, sample.label
+        return sample
 
     @staticmethod
     def _check_sizes(samples: list[Sample]) -> None:
