@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from secateur.cli import compare, data, demo, listing, networks, runs, sensitivity, tables
+from secateur.cli import compare, data, demo, listing, networks, predict, runs, sensitivity, tables
 
 app = typer.Typer(
     name="secateur",
@@ -37,7 +37,7 @@ def _options(
     pass
 
 
-for module in (runs, compare, sensitivity, demo, networks, tables, listing, data):
+for module in (runs, compare, sensitivity, predict, demo, networks, tables, listing, data):
     module.register(app)
 
 

@@ -15,7 +15,7 @@ from secateur.data import Augment, Loader, Normalise, SegmentationDataset, class
 from secateur.errors import MethodError, ModelError, PlanError, RecipeError, SecateurError, nearest
 from secateur.methods import get_method
 from secateur.metrics import main_logits
-from secateur.models import create_model
+from secateur.pipeline.from_recipe import fresh_network, inference_of
 from secateur.pipeline.schedule import Asked, on_the_way
 from secateur.plan import Plan
 from secateur.pruner import Pruner, Result
@@ -70,9 +70,8 @@ class Inputs:
     def network(self, whole: bool = False) -> nn.Module:
         """The network before its training, the same every time; cut to `model.plan` unless it is wanted `whole`."""
         settings = self.recipe.model
-        options = dict(settings.options) if settings.width is None else {**settings.options, "width": settings.width}
         seed_everything(self.recipe.run.seed)
-        model = create_model(settings.name, classes=len(self.data["train"].classes), **options)
+        model = fresh_network(settings, len(self.data["train"].classes))
         if settings.pretrained is not None:
             load_pretrained(model, settings.pretrained)
         return model if whole or self.start_plan is None else apply(model, self.start_plan, inplace=True)
@@ -176,14 +175,7 @@ class Inputs:
     @property
     def inference(self) -> Inference:
         """How networks are asked about the images that they are evaluated on."""
-        settings = self.recipe.evaluate
-        return Inference(
-            settings.mode,
-            settings.window or self.recipe.data.crop,
-            settings.overlap,
-            tuple(settings.scales),
-            settings.flip,
-        )
+        return inference_of(self.recipe)
 
     @cached_property
     def class_weights(self) -> Tensor:

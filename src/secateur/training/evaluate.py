@@ -49,10 +49,13 @@ def evaluate(model: nn.Module, loader: Loader, confusion: Confusion, inference: 
     return confusion.scores()
 
 
-def predict(model: nn.Module, images: Tensor, inference: Inference = WHOLE) -> Tensor:
-    """The predicted class of every pixel, int64 (N, H, W) on the CPU, for normalised images (N, 3, H, W)."""
+def predict(
+    model: nn.Module, images: Tensor, inference: Inference = WHOLE, size: tuple[int, int] | None = None
+) -> Tensor:
+    """The predicted class of every pixel, int64 (N, *size) on the CPU, for normalised images (N, 3, H, W); by default
+    at their own size."""
     with _eval_mode(model), torch.no_grad():
-        return inference.classes(model, images.to(device_of(model)), images.shape[-2:]).cpu()
+        return inference.classes(model, images.to(device_of(model)), size or images.shape[-2:]).cpu()
 
 
 def recalibrate(model: nn.Module, loader: Loader, batches: int) -> int:
