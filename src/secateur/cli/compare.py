@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from secateur.cli.guard import guarded, note, remember_run
-from secateur.errors import RecipeError, RunFolderError
 
 
 def register(app: typer.Typer) -> None:
@@ -37,13 +36,11 @@ def compare(
     if first.suffix in (".yaml", ".yml"):
         _made(first, what[1:], out or Path("runs") / first.stem, jobs, as_json)
         return
-    rows = dict(_row(text) for text in what)
-    if as_json:
-        typer.echo(json.dumps(rows, indent=2))
-        return
     from secateur.report.comparison import comparison_table
+    from secateur.report.run_record import read_rows
 
-    typer.echo(comparison_table(rows))
+    rows = {name: [run.result for run in runs] for name, runs in read_rows(what).items()}
+    typer.echo(json.dumps(rows, indent=2) if as_json else comparison_table(rows))
 
 
 def _made(recipe: Path, overrides: list[str], out: Path, jobs: int, as_json: bool) -> None:
@@ -56,22 +53,3 @@ def _made(recipe: Path, overrides: list[str], out: Path, jobs: int, as_json: boo
     typer.echo(json.dumps(record, indent=2) if as_json else comparison.table())
     if not as_json:
         note(f"folder: {out}")
-
-
-def _row(text: str) -> tuple[str, list[dict[str, Any]]]:
-    """'NAME=FOLDER,FOLDER' or 'FOLDER': the row's name, and the results of its runs."""
-    name, equals, folders = text.partition("=")
-    if not equals:
-        name, folders = Path(text).name, text
-    return name, [_result(Path(folder)) for folder in folders.split(",")]
-
-
-def _result(folder: Path) -> dict[str, Any]:
-    path = folder / "result.json"
-    if not path.is_file():
-        way_out = "" if folder.exists() else "; expected run folders, or a recipe.yaml with a list `methods:`"
-        raise RunFolderError(f"{path}: there is no such file{way_out}")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RecipeError(f"{path} is not JSON: {error}") from None

@@ -30,7 +30,7 @@ def comparison_table(rows: Mapping[str, Sequence[Result]]) -> str:
     classes = list(dict.fromkeys(each for seeds in finals.values() for row in seeds for each in row))
     lines += ["", "| IoU, fine-tuned | " + " | ".join(classes) + " |", "|---" + "|---:" * len(classes) + "|"]
     for name, seeds in finals.items():
-        cells = (_percent(_mean([row.get(each) for row in seeds])) for each in classes)
+        cells = (_percent(mean([row.get(each) for row in seeds])) for each in classes)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -42,32 +42,32 @@ def rung(result: Result, stage: str) -> Mapping[str, Any]:
 
 def _ladder(name: str, seeds: Sequence[Result]) -> str:
     def over_seeds(stage: str, key: str) -> float | None:
-        return _mean([rung(result, stage).get(key) for result in seeds])
+        return mean([rung(result, stage).get(key) for result in seeds])
 
     each = ", ".join(_percent(rung(result, "finetuned").get("miou")) for result in seeds)
     cells = [name, _percent(over_seeds("unpruned", "miou"))]
-    cells.append(_percent(_mean([result.get("sparsified_miou") for result in seeds])))
+    cells.append(_percent(mean([result.get("sparsified_miou") for result in seeds])))
     cells += [_percent(over_seeds(stage, "miou")) for stage in ("pruned", "recalibrated")]
     cells.append(_percent(over_seeds("finetuned", "miou")) + (f" ({each})" if len(seeds) > 1 else ""))
-    cells.append(_percent(_mean([_minority(result) for result in seeds])))
+    cells.append(_percent(mean([minority_iou(result, "finetuned") for result in seeds])))
     cells.append(_percent(over_seeds("finetuned", "macc")))
     for key, unit, digits in (("params", 1e6, 3), ("macs", 1e9, 3), ("latency_ms", 1, 1)):
         value = over_seeds("finetuned", key)
         if key == "macs" and (executed := over_seeds("finetuned", "executed_macs")) is not None:
             value = executed
         cells.append("-" if value is None else f"{value / unit:.{digits}f}")
-    minutes = _mean([sum(result["seconds"].values()) / 60 for result in seeds])
+    minutes = mean([sum(result["seconds"].values()) / 60 for result in seeds])
     cells.append("-" if minutes is None else f"{minutes:.0f}")
     return "| " + " | ".join(cells) + " |"
 
 
-def _minority(result: Result) -> float | None:
-    """Mean IoU of the rarest half of the classes after fine-tuning."""
-    per_class = rung(result, "finetuned").get("per_class", {})
-    return _mean([per_class.get(name) for name in result.get("minority", ())])
+def minority_iou(result: Result, stage: str) -> float | None:
+    """Mean IoU of the rarest half of the classes at a stage."""
+    per_class = rung(result, stage).get("per_class", {})
+    return mean([per_class.get(name) for name in result.get("minority", ())])
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean(values: Sequence[float | None]) -> float | None:
     """None if one of them is missing, or there are none."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
