@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -59,6 +59,7 @@ def open_dataset(
     limit: int | None = None,
     complete: bool = True,
     own_labels: bool = False,
+    unreadable: Literal["stop", "skip"] = "stop",
     **options: Any,
 ) -> SegmentationDataset:
     """One split of a data set.
@@ -70,6 +71,7 @@ def open_dataset(
         size: (height, width) of the samples; None leaves each at its own.
         limit: only the first so many samples.
         complete: refuse a data set of which files are missing, rather than its samples when they are read.
+        unreadable: "skip" puts others in the place of samples that can't be read, or are missing, in training.
         own_labels: bring only the images to that size, for scores at the labels' own.
         options: the data set's own, for instance `length` of "streets".
 
@@ -85,6 +87,8 @@ def open_dataset(
             raise DataError(f"data set {name!r} has no option {option!r}; {hint}")
     dataset = DATASETS[name](root=root, split=split, size=size, limit=limit, **options)  # type: ignore[call-arg]
     dataset.own_labels = own_labels
+    dataset.skip_unreadable = unreadable == "skip"
+    complete = complete and not dataset.skip_unreadable
     missing = [file for index in range(len(dataset) if complete else 0) for file in dataset.missing(index)]
     if missing:
         raise DataError(listing(f"{name} {split}: {len(missing)} files are missing", missing))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from secateur.data.files import resize_image, resize_label
 from secateur.data.parallel import in_parallel
 from secateur.errors import DataError
 
+log = logging.getLogger(__name__)
 IGNORE = 255  # the label of pixels that belong to no class (void)
 CACHE_BYTES = 2 * 1024**3  # of decoded samples per process; what does not fit is read again each time
 SHOWN = 5  # offenders named in one message
@@ -51,12 +53,15 @@ class SegmentationDataset(ABC):
         task: "segmentation", or "classification" if labels are of whole images.
         splits: those that are trained on and evaluated, if nothing else is said.
         own_labels: labels keep their own size, whatever that of the images; for evaluation.
+        skip_unreadable: `check` warns of samples that can't be used, rather than stop; the training's loader then
+            replaces them.
     """
 
     ignore_index = IGNORE
     task: Literal["segmentation", "classification"] = "segmentation"
     splits: tuple[str, str] = ("train", "val")
     own_labels: bool = False
+    skip_unreadable: bool = False
 
     def __init__(
         self,
@@ -143,12 +148,14 @@ class SegmentationDataset(ABC):
                 counts += found
             if progress is not None:
                 progress(done, len(self))
-        if len(offenders) == 1:
+        headline = f"{self.name} {self.split}: {len(offenders)} of {len(self)} samples can't be used"
+        if offenders and self.skip_unreadable and len(offenders) < len(self):
+            how = "; others take their place in training (data.unreadable=skip)"
+            log.warning("%s", listing(headline + how, offenders))
+        elif len(offenders) == 1:
             raise DataError(offenders[0])
-        if offenders:
-            raise DataError(
-                listing(f"{self.name} {self.split}: {len(offenders)} of {len(self)} samples can't be used", offenders)
-            )
+        elif offenders:
+            raise DataError(listing(headline, offenders))
         self._pixel_counts = counts[: len(self.classes)]
         return self._pixel_counts
 

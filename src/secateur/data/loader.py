@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,12 +19,14 @@ from secateur.data.dataset import Sample, SegmentationDataset
 from secateur.data.memory import Blocks, Slots
 from secateur.errors import DataError
 
+log = logging.getLogger(__name__)
 Batch = tuple[Tensor, Tensor]
 # what a worker is handed: the epoch, the samples of one batch, and the slot that it goes to; None: it is sent
 Ticket = tuple[int, list[int], int | None]
 Filled = tuple[int, int]  # what comes back: the slot, and how many samples are in it
+Made = tuple[Batch | Filled | DataError, list[str]]  # and what is wrong with the samples that others took the place of
 AHEAD = 2  # batches that each worker may be ahead
-ORDER, SAMPLE = 0, 1  # keep the random streams of the order and of the samples apart
+ORDER, SAMPLE, INSTEAD = 0, 1, 2  # keep the random streams of the order, of the samples and of substitutes apart
 
 
 def make_loader(
@@ -56,7 +60,8 @@ def make_loader(
         DataError: a number is out of range.
     """
     order = _Order(len(dataset), batch_size, training, seed, rank, world_size)
-    return Loader(_Batches(dataset, seed, augment), order, workers, normalise or Normalise(), channels_last)
+    batches = _Batches(dataset, seed, augment, skip=training and dataset.skip_unreadable)
+    return Loader(batches, order, workers, normalise or Normalise(), channels_last)
 
 
 class Loader:
@@ -81,6 +86,8 @@ class Loader:
             )
         self.dataset, self.batch_size = batches.dataset, order.batch_size
         self.waited = self.total = 0.0
+        self._replaced: dict[str, int] = {}
+        self._warned: set[str] = set()
         self._batches, self._workers, self._blocks = batches, workers, Blocks()
         self._order, self._normalise, self._channels_last = order, normalise, channels_last
         self._loader = DataLoader(
@@ -123,7 +130,7 @@ class Loader:
         batches = iter(self._loader)
         while True:
             asked = time.perf_counter()
-            batch = next(batches, None)
+            batch, replaced = next(batches, (None, []))
             finished = None if batch is None or isinstance(batch, DataError) else self._finish(batch)
             self.waited += time.perf_counter() - asked
             self.total = time.perf_counter() - began
@@ -135,7 +142,21 @@ class Loader:
                 finally:  # else error, traceback and this frame would hold each other, and the workers, alive
                     del batch
             assert finished is not None
+            self._note(replaced)
             yield finished
+
+    def replaced(self) -> dict[str, int]:
+        """What is wrong with samples that others took the place of -> how many times, in the batches handed out since
+        this was asked last."""
+        replaced, self._replaced = self._replaced, {}
+        return replaced
+
+    def _note(self, replaced: list[str]) -> None:
+        for what in replaced:
+            self._replaced[what] = self._replaced.get(what, 0) + 1
+            if what not in self._warned:
+                self._warned.add(what)
+                log.warning("%s; another sample takes its place (data.unreadable=skip)", what)
 
     def _finish(self, batch: Batch | Filled) -> Batch:
         """What workers make are bytes, a fifth of what the training takes, and the way between processes is the
@@ -194,10 +215,12 @@ class _Order(Sampler[Ticket]):
         return full if rest == 0 or (self.training and rest == 1 and full > 0) else full + 1
 
 
-class _Batches(Dataset[Batch | Filled | DataError]):
+class _Batches(Dataset[Made]):
     """Makes the batch that a ticket asks for, in bytes: images (N, H, W, 3), labels (N, H, W); runs in the workers.
 
     slots: where batches go whose shape is known beforehand.
+    skip: of a sample that can't be used, another takes the place: drawn for the epoch and the place, so that a training
+        that is gone on with, or has other workers, sees the same one; changed as the first would have been.
     """
 
     def __init__(
@@ -205,8 +228,9 @@ class _Batches(Dataset[Batch | Filled | DataError]):
         dataset: SegmentationDataset,
         seed: int,
         augment: Augment | None,
+        skip: bool,
     ) -> None:
-        self.dataset, self.seed, self.augment = dataset, seed, augment
+        self.dataset, self.seed, self.augment, self.skip = dataset, seed, augment, skip
         self.slots: Slots | None = None
 
     @property
@@ -217,7 +241,11 @@ class _Batches(Dataset[Batch | Filled | DataError]):
             return None
         return (*size, 3), (size if self.dataset.task == "segmentation" else (1, 1))
 
-    def __getitem__(self, ticket: Ticket) -> Batch | Filled | DataError:
+    def __getitem__(self, ticket: Ticket) -> Made:
+        self._replaced: list[str] = []
+        return self._make(ticket), self._replaced
+
+    def _make(self, ticket: Ticket) -> Batch | Filled | DataError:
         epoch, indices, slot = ticket
         try:
             if slot is not None:
@@ -235,13 +263,25 @@ class _Batches(Dataset[Batch | Filled | DataError]):
 
     def _sample(self, epoch: int, index: int, out: tuple[np.ndarray, np.ndarray] | None = None) -> Sample:
         """A sample as it goes into the batch; written to `out`, if that is given."""
-        sample = self.dataset.read(index)
+        sample = self._read(epoch, index)
         if self.augment is not None:
             generator = np.random.default_rng((self.seed, SAMPLE, epoch, index))
             return Sample(*self.augment(sample.image, sample.label, generator, out), name=sample.name)
         if out is not None:
             out[0][:], out[1][:] = sample.image, sample.label
         return sample
+
+    def _read(self, epoch: int, index: int) -> Sample:
+        try:
+            return self.dataset.read(index)
+        except DataError as error:
+            if not self.skip:
+                raise
+            self._replaced.append(str(error))
+        for other in np.random.default_rng((self.seed, INSTEAD, epoch, index)).permutation(len(self.dataset)):
+            with contextlib.suppress(DataError):
+                return self.dataset.read(int(other))
+        raise DataError(f"{self.dataset.name} {self.dataset.split}: none of {len(self.dataset)} samples can be read")
 
     @staticmethod
     def _check_sizes(samples: list[Sample]) -> None:

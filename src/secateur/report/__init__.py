@@ -7,6 +7,7 @@ from secateur.report.dot import couplings_dot
 from secateur.report.groups import groups_data, groups_table
 from secateur.report.picture import picture
 from secateur.report.recounted import recounted_table, recounted_text, recounted_uses
+from secateur.report.samples import samples_picture
 from secateur.report.scan import scan_line, scan_table
 from secateur.report.sensitivity import sensitivity_picture, sensitivity_table
 from secateur.report.svg import couplings_svg
@@ -15,5 +16,5 @@ from secateur.report.tables import ladder_table, per_class_table
 __all__ = [
     "comparison_table", "confusion_picture", "couplings_dot", "couplings_svg", "groups_data", "groups_table",
     "ladder_table", "per_class_table", "picture", "recounted_table", "recounted_text", "recounted_uses", "rung",
-    "scan_line", "scan_table", "sensitivity_picture", "sensitivity_table",
+    "samples_picture", "scan_line", "scan_table", "sensitivity_picture", "sensitivity_table",
 ]  # fmt: skip

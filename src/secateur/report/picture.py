@@ -61,7 +61,7 @@ def picture(
         for row, cell in enumerate(cells):
             top = _TITLE + row * (cell_h + _GAP)
             axes = figure.add_axes((left / total_w, 1 - (top + cell_h) / total_h, cell_w / total_w, cell_h / total_h))
-            axes.imshow(cell if column == 0 else _colour(cell, palette), interpolation="nearest", aspect="auto")
+            axes.imshow(cell if column == 0 else coloured(cell, palette), interpolation="nearest", aspect="auto")
             axes.set_axis_off()
     for index, (name, colour) in enumerate([*zip(names, palette, strict=True), ("void", (0, 0, 0))]):
         left = _GAP + index % per_row * _LEGEND_COLUMN
@@ -72,7 +72,7 @@ def picture(
     canvas.print_png(str(path))
 
 
-def _colour(label: NDArray[np.integer], palette: Sequence[tuple[int, int, int]]) -> NDArray[np.uint8]:
+def coloured(label: NDArray[np.integer], palette: Sequence[tuple[int, int, int]]) -> NDArray[np.uint8]:
     """HxW class indices -> HxWx3 RGB; black where there is no such class."""
     table = np.zeros((len(palette) + 1, 3), np.uint8)
     table[:-1] = palette

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.files import atomic_path
+from secateur.training.events import EventFile
 
 __all__ = ["MetricsLog"]
 
@@ -25,7 +27,7 @@ class MetricsLog:
     def __init__(self, path: Path, tensorboard: Path | None = None) -> None:
         self.path = Path(path)
         self._tensorboard = tensorboard
-        self._writer: Any = None
+        self._events: EventFile | None = None
 
     def rewind(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Drops every line for which `keep` is false, and a half-written last one: they will be logged again."""
@@ -49,22 +51,33 @@ class MetricsLog:
             file.write(json.dumps(clean, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        if self._tensorboard is not None:
-            if self._writer is None:
-                from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+        scalars = {
+            f"{clean.get('stage', 'run')}/{key}": float(value)
+            for key, value in clean.items()
+            if isinstance(value, int | float) and key not in ("epoch", "step")
+        }
+        self.show(lambda events: events.scalars(scalars, step), step)
 
-                # events of steps from here on are an interrupted attempt's: TensorBoard hides them
-                self._writer = SummaryWriter(str(self._tensorboard), purge_step=step)
-            for key, value in clean.items():
-                if isinstance(value, int | float) and key not in ("epoch", "step"):
-                    self._writer.add_scalar(f"{clean.get('stage', 'run')}/{key}", value, step)
-            self._writer.flush()
+    def show(self, what: Callable[[EventFile], None], step: int) -> None:
+        """Writes something else to TensorBoard, if that is wanted; it can be looked at when this returns.
+
+        Args:
+            what: is given the event file.
+            step: as in `write`.
+        """
+        if self._tensorboard is None:
+            return
+        if self._events is None:
+            self._events = EventFile(self._tensorboard, step)
+        what(self._events)
+        self._events.flush()
 
     def close(self) -> None:
         """Closes the event file."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        events, self._events = self._events, None
+        if events is not None:
+            with contextlib.suppress(OSError):  # of what the disk has refused before, and that was told then
+                events.close()
 
 
 def _parse(line: str) -> dict[str, Any] | None:
