@@ -8,7 +8,7 @@ runs. A moment is one of
 
     event:n         the process kills itself at the n-th event of that name in the attempt; see EVENTS
     after:seconds   it is killed from outside
-    random:k:seed   stands for k moments, spread over the run: killed from outside, a few milliseconds after some event
+    random:k:seed   stands for k moments in all stages: killed from outside, a few milliseconds after some event
     full:n          the disk is full at the n-th thing that is written, of which half is there already
     failing:n       the n-th fsync or rename fails, as NFS tells it
     disk:size       the file system that the run folder is, a tmpfs, is mounted anew with this size before the attempt
@@ -28,6 +28,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections import Counter
@@ -146,19 +147,90 @@ def disturb(moment: str) -> None:
         at(int(number), ("fsync", "replace"), refuse(errno.EIO))
 
 
-def attempt(out: Path, recipe: Recipe, moment: str, seen: Counter[str]) -> str:
-    """One attempt to finish the run; returns 'done', 'killed' or 'refused', and counts the events `seen` in it."""
+class Watch:
+    """Sees the events of a run's attempts, and may want an attempt killed at one of them."""
+
+    def __init__(self) -> None:
+        self.names: Counter[str] = Counter()
+        self.stages: Counter[str] = Counter()
+        self.stage = ""  # of the last event
+
+    def begin(self) -> None:
+        """An attempt begins."""
+
+    def see(self, name: str, stage: str) -> float | None:
+        """An event of that name is about to happen in that stage; returns after how many seconds to kill, if at all."""
+        self.names[name] += 1
+        self.stages[stage] += 1
+        self.stage = stage
+        return None
+
+
+class Killer(Watch):
+    """Kills so many attempts at moments drawn with a seed, in every stage in proportion to its events.
+
+    Args:
+        kills: how many.
+        seed: draws the moments.
+        whole: what was seen of the undisturbed run.
+    """
+
+    def __init__(self, kills: int, seed: int, whole: Watch) -> None:
+        super().__init__()
+        self.random, self.left, self.whole = random.Random(seed), kills, whole
+        events, stages = sum(whole.stages.values()), [*whole.stages]
+        # how many shall have happened by the end of each stage; what a stage was too short for is made up for later
+        ends = [sum(whole.stages[stage] for stage in stages[: index + 1]) / events for index in range(len(stages))]
+        self.by_the_end = {
+            stage: kills - max(round(kills * (1 - end)), len(stages) - 1 - index)
+            for index, (stage, end) in enumerate(zip(stages, ends, strict=True))
+        }
+        self.kills = kills
+
+    def begin(self) -> None:
+        self.at: int | None = None
+        self.here = 0
+
+    def see(self, name: str, stage: str) -> float | None:
+        super().see(name, stage)
+        wanted = self.by_the_end.get(stage, 0) - (self.kills - self.left)
+        if wanted <= 0:
+            return None
+        if self.at is None:
+            # less than would use the stage up, and what a kill undoes only makes it longer
+            share = self.whole.stages[stage] / (self.by_the_end[stage] - self.before(stage))
+            self.at = 1 + int(0.8 * share * self.random.random())
+        self.here += 1
+        if self.here < self.at:
+            return None
+        self.left -= 1
+        return self.random.uniform(0, 0.008)
+
+    def before(self, stage: str) -> int:
+        """Kills that shall have happened before a stage."""
+        earlier = [*self.by_the_end][: [*self.by_the_end].index(stage)]
+        return self.by_the_end[earlier[-1]] if earlier else 0
+
+
+def attempt(out: Path, recipe: Recipe, moment: str, watch: Watch) -> str:
+    """One attempt to finish the run; returns 'done', 'killed' or 'refused'."""
     event, _, number = moment.partition(":")
     if event == "disk":
         subprocess.run(["mount", "-o", f"remount,size={number}", str(out)], check=True)
     told, tell = os.pipe()
+    heed, go_on = os.pipe()
     child = os.fork()
     if child == 0:
+
+        def tell_and_wait(name: str, _: object) -> None:
+            os.write(tell, name.encode())
+            os.read(heed, 1)
+
         os.close(told)
         code = 1
         try:
             disturb(moment)
-            before(tuple(EVENTS), lambda name, _: os.write(tell, f"{name}\n".encode()) and None)
+            before(tuple(EVENTS), tell_and_wait)
             Experiment(recipe, out, resume=True, progress=ProgressDisplay(quiet=True)).run()
             code = 0
         except CannotError as error:
@@ -170,44 +242,29 @@ def attempt(out: Path, recipe: Recipe, moment: str, seen: Counter[str]) -> str:
             sys.stderr.flush()
             os._exit(code)
     os.close(tell)
+    os.close(heed)
+    timer = threading.Timer(float(number) if event == "after" else 0, os.kill, (child, signal.SIGKILL))
     if event == "after":
-        time.sleep(float(number))
-        os.kill(child, signal.SIGKILL)
-    # of "moment:n:seconds", the n events are waited for, and then the seconds
-    count, _, delay = number.partition(":") if event == "moment" else ("", "", "")
-    lines = b""
-    while more := os.read(told, 1 << 16):
-        lines += more
-        if count and lines.count(b"\n") >= int(count):
-            time.sleep(float(delay))
+        timer.start()
+    watch.begin()
+    while name := os.read(told, 1 << 10):
+        delay = watch.see(name.decode(), stage_of(out))
+        with contextlib.suppress(BrokenPipeError):
+            os.write(go_on, b".")
+        if delay is not None:
+            time.sleep(delay)
             os.kill(child, signal.SIGKILL)
             break  # processes that load data may live on for some seconds, and keep the pipe open
+    timer.cancel()
     _, status = os.waitpid(child, 0)
-    os.set_blocking(told, False)
-    with contextlib.suppress(BlockingIOError):
-        while more := os.read(told, 1 << 16):
-            lines += more
     os.close(told)
-    seen.update(lines.decode().split())
+    os.close(go_on)
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
         return "killed"
     ends = {0: "done", 3: "refused"}
     if os.WEXITSTATUS(status) not in ends:
         raise SystemExit(f"the attempt {moment} failed")
     return ends[os.WEXITSTATUS(status)]
-
-
-def spread(kills: int, seed: int, events: int) -> list[str]:
-    """So many moments that they are over before a run of so many events can be, drawn with a seed.
-
-    Each is some event after the attempt's beginning, and a few milliseconds; three quarters of the run in all, since
-    what a kill undoes only makes the run longer, and a few events more may happen in the milliseconds.
-    """
-    generator = random.Random(seed)
-    gaps = [generator.random() for _ in range(kills)]
-    return [
-        f"moment:{max(1, round(0.75 * events * gap / sum(gaps)))}:{generator.uniform(0, 0.008):.4f}" for gap in gaps
-    ]
 
 
 def stage_of(out: Path) -> str:
@@ -217,23 +274,30 @@ def stage_of(out: Path) -> str:
     return next((stage for stage in ("train", "sparsify", "prune", "finetune", "evaluate") if stage not in done), "end")
 
 
+def carried_out(out: Path, recipe: Recipe, moments: list[str], watch: Watch) -> dict[str, Any]:
+    """The attempts of a run, one for every moment and then undisturbed ones, which only the watch may end, until it is
+    done; how they ended, in which stages but for the last, and how many steps they made."""
+    ends: list[str] = []
+    stages: list[str] = []
+    for moment in itertools.chain(moments, itertools.repeat("never")):
+        if moment == "never" and ends[-1:] == ["done"]:
+            break
+        ends.append(attempt(out, recipe, moment, watch))
+        stages.append(watch.stage)
+    return {"ends": ends, "steps": watch.names["step"], "stages": stages[:-1]}
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    runs = json.loads(sys.argv[1])
     recipe = Recipe.model_validate({**RECIPE, **json.loads(sys.argv[2])})
     report: dict[str, dict[str, Any]] = {}
-    events = 0
-    for out, moments in runs.items():
+    whole = Watch()  # the first run, which nothing disturbs
+    for out, moments in json.loads(sys.argv[1]).items():
+        watch = Watch() if report else whole
         if moments and moments[0].startswith("random:"):
             _, kills, seed = moments[0].split(":")
-            moments = spread(int(kills), int(seed), events)
-        seen: Counter[str] = Counter()
-        ends, stages = [], []
-        for moment in [*moments, "disk:64m" if (moments or [""])[-1].startswith("disk:") else "never"]:
-            ends.append(attempt(Path(out), recipe, moment, seen))
-            stages.append(stage_of(Path(out)))
-        events = events or sum(seen.values())  # of the first run, which nothing disturbs
-        report[out] = {"ends": ends, "steps": seen["step"], "stages": stages[:-1]}
+            moments, watch = [], Killer(int(kills), int(seed), whole)
+        report[out] = carried_out(Path(out), recipe, moments, watch)
     print(json.dumps(report))
 
 

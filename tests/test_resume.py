@@ -105,6 +105,7 @@ def test_kills_at_random_moments_lose_a_step_each_at_most(tmp_path: Path) -> Non
     folder, told = disturbed(tmp_path, {"killed": [f"random:{KILLS}:{SEED}"]}, sections)
     print(json.dumps(told))
     assert told["killed"]["ends"] == ["killed"] * KILLS + ["done"]
+    assert {*told["killed"]["stages"]} >= {"train", "sparsify", "prune", "finetune", "evaluate"}
     check_the_same(folder / "killed", folder / "whole")
     steps = 3 * 4 * epochs
     assert told["whole"]["steps"] == steps  # after each of which a checkpoint is written

@@ -51,13 +51,18 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"{self.path} is a file; choose another --out.")
-        if not self.path.exists() or all(is_temporary(entry) for entry in self.path.iterdir()):
+        if not self.path.exists() or all(self._is_of_a_beginning(entry) for entry in self.path.iterdir()):
             return False
         if not self.recipe.is_file():
             raise RunFolderError(f"{self.path} is not empty and holds no run (no recipe.yaml); choose another --out.")
         if not resume:
             raise RunFolderError(f"{self.path} already holds a run; choose another --out, or go on with --resume.")
         return True
+
+    def _is_of_a_beginning(self, entry: Path) -> bool:
+        """All that is there when a run is stopped before its recipe is written."""
+        own = entry in (self.checkpoints, self.picture.parent) and entry.is_dir()
+        return is_temporary(entry) or (own and not any(entry.iterdir()))
 
     def create(self) -> None:
         """Makes the folders, and removes what a killed process left half-written.
