@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from secateur.data.augment import Augment, Normalise
-from secateur.data.dataset import Sample, SegmentationDataset
+from secateur.data.augment import Augment, Change, Normalise
+from secateur.data.dataset import Sample, SegmentationDataset, Size
 from secateur.data.memory import Blocks, Slots
+from secateur.data.on_device import change_batch
 from secateur.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ def make_loader(
     rank: int = 0,
     world_size: int = 1,
     normalise: Normalise | None = None,
+    device: torch.device | None = None,
 ) -> Loader:
     """A loader over `dataset`.
 
@@ -55,13 +58,41 @@ def make_loader(
         rank, world_size: this process and the number of processes, of which each gets its part of every epoch: of equal
             length in training (the order is filled up from its own beginning), exact in evaluation.
         normalise: of the colours; None for ImageNet's.
+        device: where the random changes are made, of a whole batch at once; batches are there then. None: by the
+            workers, with OpenCV, and batches are in this process's memory.
 
     Raises:
-        DataError: a number is out of range.
+        DataError: a number is out of range, or images of several sizes should be changed on a device.
     """
     order = _Order(len(dataset), batch_size, training, seed, rank, world_size)
-    batches = _Batches(dataset, seed, augment, skip=training and dataset.skip_unreadable)
-    return Loader(batches, order, workers, normalise or Normalise(), channels_last)
+    there = None
+    if augment is not None and device is not None:
+        if dataset.size is None:
+            raise DataError(
+                f"{dataset.name}: images can be changed on the device if they are of one size; give data.size, or have "
+                "them changed by the workers (transforms: cpu)"
+            )
+        there = There(device, augment, seed)
+    batches = _Batches(dataset, seed, augment if there is None else None, training and dataset.skip_unreadable)
+    return Loader(batches, order, workers, normalise or Normalise(), channels_last, there)
+
+
+@dataclass(frozen=True)
+class There:
+    """Changes that are made on a device.
+
+    device: which.
+    augment: what they are drawn from.
+    seed: and with what.
+    """
+
+    device: torch.device
+    augment: Augment
+    seed: int
+
+    def draw(self, epoch: int, indices: Sequence[int], size: Size) -> list[Change]:
+        """The changes of these samples, of (height, width), as the workers would draw them."""
+        return [self.augment.draw(size, np.random.default_rng((self.seed, SAMPLE, epoch, index))) for index in indices]
 
 
 class Loader:
@@ -79,6 +110,7 @@ class Loader:
         workers: int,
         normalise: Normalise,
         channels_last: bool,
+        there: There | None,
     ) -> None:
         if order.batch_size < 1 or workers < 0:
             raise DataError(
@@ -89,7 +121,7 @@ class Loader:
         self._replaced: dict[str, int] = {}
         self._warned: set[str] = set()
         self._batches, self._workers, self._blocks = batches, workers, Blocks()
-        self._order, self._normalise, self._channels_last = order, normalise, channels_last
+        self._order, self._normalise, self._channels_last, self._there = order, normalise, channels_last, there
         self._loader = DataLoader(
             batches,
             batch_size=None,  # a ticket is a whole batch already
@@ -127,11 +159,13 @@ class Loader:
         self._order.epoch, self._order.start = epoch, start
         self.waited = self.total = 0.0
         began = time.perf_counter()
-        batches = iter(self._loader)
+        batches, indices = iter(self._loader), self._order.batches()
         while True:
             asked = time.perf_counter()
             batch, replaced = next(batches, (None, []))
-            finished = None if batch is None or isinstance(batch, DataError) else self._finish(batch)
+            finished = None
+            if batch is not None and not isinstance(batch, DataError):
+                finished = self._finish(batch, epoch, next(indices))
             self.waited += time.perf_counter() - asked
             self.total = time.perf_counter() - began
             if batch is None:
@@ -158,16 +192,24 @@ class Loader:
                 self._warned.add(what)
                 log.warning("%s; another sample takes its place (data.unreadable=skip)", what)
 
-    def _finish(self, batch: Batch | Filled) -> Batch:
+    def _finish(self, batch: Batch | Filled, epoch: int, indices: list[int]) -> Batch:
         """What workers make are bytes, a fifth of what the training takes, and the way between processes is the
         narrowest: so colours become numbers here, which is quick."""
         slots = self._order.slots
         if slots is None or not isinstance(batch[0], int):
-            return self._numbers(*batch)
+            return self._changed(epoch, indices, *batch)
         slot, count = batch
-        finished = self._numbers(*slots.batch(slot, count))
+        finished = self._changed(epoch, indices, *slots.batch(slot, count))
         slots.free(slot)
         return finished
+
+    def _changed(self, epoch: int, indices: list[int], images: Tensor, labels: Tensor) -> Batch:
+        if self._there is None:
+            return self._numbers(images, labels)
+        changes = self._there.draw(epoch, indices, (images.shape[1], images.shape[2]))
+        images, labels = images.to(self._there.device), labels.to(self._there.device)
+        border = self._there.augment.border
+        return change_batch(images, labels, changes, border, self._normalise, self._channels_last)
 
     def _numbers(self, images: Tensor, labels: Tensor) -> Batch:
         """Images in bytes (N, H, W, 3) as (N, 3, H, W), normalised; labels as int64."""
@@ -198,14 +240,18 @@ class _Order(Sampler[Ticket]):
     def __iter__(self) -> Iterator[Ticket]:
         if self.slots is not None:  # nobody writes any more what was asked for in an epoch that was left
             self.slots.take_back()
+        for indices in self.batches():
+            yield self.epoch, indices, None if self.slots is None else self.slots.take()
+
+    def batches(self) -> Iterator[list[int]]:
+        """The samples of each batch of the epoch, from the one on that it starts with."""
         order = np.arange(self.count)
         if self.training:
             order = np.random.default_rng((self.seed, ORDER, self.epoch)).permutation(self.count)
             order = np.resize(order, -(-self.count // self.world_size) * self.world_size)
         order = order[self.rank :: self.world_size]
         for batch in range(self.start, len(self)):
-            slot = None if self.slots is None else self.slots.take()
-            yield self.epoch, order[batch * self.batch_size :][: self.batch_size].tolist(), slot
+            yield order[batch * self.batch_size :][: self.batch_size].tolist()
 
     def __len__(self) -> int:
         mine = len(range(self.rank, self.count, self.world_size))
