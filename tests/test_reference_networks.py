@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from typer.testing import CliRunner
 
 import secateur
 from secateur.cli import app
 from secateur.models import NETWORKS
+from secateur.models.csp import ConvBlock
 from secateur.report.published import CAP_TABLE, USES, Setting, Use
 from secateur.report.recounted import count, count_pruned, recounted_text
 
@@ -38,6 +40,9 @@ FPGM = [
     (15_634_041, 100.511, 99_958_652_928),
     (15_632_004, 32.5972, 32_420_044_800),
 ]
+# YOLOv5: parameters with the batch norms fused into the convolutions, FLOPs as its table counts them in G, at 640x640
+YOLOV5 = [("yolov5s", 7_266_973, 17.01), ("yolov5m", 21_356_877, 51.33), ("yolov5l", 47_025_981, 115.45)]
+YOLOV5 += [("yolov5x", 87_730_285, 218.79)]
 ORDER = {("pspnet101", 19): 0, ("pspnet50", 19): 1, ("icnet", 19): 2, ("segnet", 19): 3, ("segnet", 12): 4}
 WHOLE = {  # the convolutions that the reference network's FPGM row leaves whole
     "segnet": r"encoder\.stage5.*|decoder\.stage5\.block[12]\.conv|decoder\.stage1\.block2\.conv",
@@ -60,6 +65,17 @@ def test_unpruned_networks_have_the_published_counts(
     assert counted.params == params
     assert counted.paper_flops / 1e9 == pytest.approx(flops, abs=digits(flops))
     assert macs is None or counted.macs == macs
+
+
+@pytest.mark.parametrize(("name", "params", "flops"), YOLOV5)
+def test_yolov5_has_the_published_counts_when_its_batch_norms_are_fused(name: str, params: int, flops: float) -> None:
+    assert count(Use(name, "", 80, (640, 640))).yolo_flops / 1e9 == pytest.approx(flops, abs=digits(flops))
+    with torch.device("meta"):
+        model = secateur.create_model(name, classes=80).eval()
+    for block in model.modules():
+        if isinstance(block, ConvBlock):
+            block.conv, block.bn = fuse_conv_bn_eval(block.conv, block.bn), nn.Identity()
+    assert sum(p.numel() for p in model.parameters()) == params
 
 
 @pytest.mark.parametrize(

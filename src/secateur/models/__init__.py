@@ -18,8 +18,9 @@ from secateur.models.pspnet import PSPNet, pspnet50, pspnet101
 from secateur.models.resnet import ResNet, resnet18_cifar, resnet50, resnet101
 from secateur.models.segnet import SegNet
 from secateur.models.unet import UNet
+from secateur.models.yolov5 import YOLOv5, yolov5l, yolov5m, yolov5s, yolov5x
 
-__all__ = ["ICNet", "PSPNet", "ResNet", "SegNet", "UNet", "create_model", "list_models"]
+__all__ = ["ICNet", "PSPNet", "ResNet", "SegNet", "UNet", "YOLOv5", "create_model", "list_models"]
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "icnet": ICNet,
@@ -30,6 +31,10 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet101": resnet101,
     "segnet": SegNet,
     "unet": UNet,
+    "yolov5l": yolov5l,
+    "yolov5m": yolov5m,
+    "yolov5s": yolov5s,
+    "yolov5x": yolov5x,
 }
 
 
@@ -38,8 +43,8 @@ def list_models() -> list[str]:
 
     Examples:
         >>> import secateur
-        >>> secateur.list_models()
-        ['icnet', 'pspnet101', 'pspnet50', 'resnet101', 'resnet18_cifar', 'resnet50', 'segnet', 'unet']
+        >>> secateur.list_models()  # doctest: +ELLIPSIS
+        ['icnet', 'pspnet101', ..., 'unet', 'yolov5l', 'yolov5m', 'yolov5s', 'yolov5x']
     """
     return sorted(NETWORKS)
 
