@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from secateur.cli.app import app
 from secateur.errors import CannotError, RecipeError
 from secateur.pipeline.comparison import Comparison, stage_key
+from secateur.pipeline.launch import Processes
 from secateur.recipe import load_comparison
 
 SHARED = """
@@ -124,7 +125,7 @@ methods:
 """,
     )
     lines: list[str] = []
-    comparison = Comparison(load_comparison(path), tmp_path / "out", jobs=2, say=lines.append)
+    comparison = Comparison(load_comparison(path), tmp_path / "out", Processes(2), lines.append)
     record = comparison.run()
     assert [run["row"] for run in record["runs"]] == ["unpruned", "l1", "as l1, from scratch"]
     out = tmp_path / "out"

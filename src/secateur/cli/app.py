@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from secateur.cli import compare, data, demo, listing, networks, predict, report, runs, sensitivity, tables
+from secateur.cli import compare, data, demo, listing, networks, predict, report, runs, sensitivity, sweep, tables
 
 app = typer.Typer(
     name="secateur",
@@ -37,7 +37,7 @@ def _options(
     pass
 
 
-for module in (runs, compare, report, sensitivity, predict, demo, networks, tables, listing, data):
+for module in (runs, compare, sweep, report, sensitivity, predict, demo, networks, tables, listing, data):
     module.register(app)
 
 

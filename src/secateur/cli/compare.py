@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from secateur.cli.guard import guarded, note, remember_run
+
+if TYPE_CHECKING:
+    from secateur.recipe import Row
+
+Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Of a recipe: runs at a time.")]
+LauncherName = Annotated[
+    str, typer.Option("--launcher", help="Of a recipe: processes of this machine, or submitit (SLURM where it is).")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Of submitit: timeout_min=600, gpus_per_node=1 and the like."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -28,13 +41,17 @@ def compare(
         ),
     ],
     out: Annotated[Path | None, typer.Option("--out", help="Of a recipe: where its runs go.")] = None,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Of a recipe: runs at a time.")] = 1,
+    jobs: Jobs = 1,
+    launcher: LauncherName = "processes",
+    settings: Settings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")] = False,
 ) -> None:
     """Compare runs, or the methods of a recipe."""
     first = Path(what[0])
     if first.suffix in (".yaml", ".yml"):
-        _made(first, what[1:], out or Path("runs") / first.stem, jobs, as_json)
+        from secateur.recipe import load_comparison
+
+        make(load_comparison(first, what[1:]), out or Path("runs") / first.stem, launcher, jobs, settings, as_json)
         return
     from secateur.report.comparison import comparison_table
     from secateur.report.run_record import read_rows
@@ -43,11 +60,14 @@ def compare(
     typer.echo(json.dumps(rows, indent=2) if as_json else comparison_table(rows))
 
 
-def _made(recipe: Path, overrides: list[str], out: Path, jobs: int, as_json: bool) -> None:
+def make(
+    rows: Sequence[Row], out: Path, launcher: str, jobs: int, settings: Sequence[str] | None, as_json: bool
+) -> None:
+    """Makes the runs of a comparison that are not done yet, and prints what they came to."""
     from secateur.pipeline.comparison import Comparison
-    from secateur.recipe import load_comparison
+    from secateur.pipeline.launch import launcher as launcher_of
 
-    comparison = Comparison(load_comparison(recipe, overrides), out, jobs, note)
+    comparison = Comparison(rows, out, launcher_of(launcher, out, jobs, settings or []), note)
     remember_run(out, "the same command goes on")
     record = comparison.run()
     typer.echo(json.dumps(record, indent=2) if as_json else comparison.table())

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +25,8 @@ from secateur.files import write_json, write_text
 from secateur.graph import trace
 from secateur.methods import get_method
 from secateur.models import create_model
+from secateur.pipeline.exhibits import write_report
+from secateur.pipeline.launch import Job, Launcher, Processes
 from secateur.pipeline.same_recipe import check_same_recipe
 from secateur.recipe import Recipe, Row, dump_recipe
 from secateur.report import comparison_table, rung
@@ -45,7 +45,7 @@ class Comparison:
     Args:
         rows: what is compared.
         out: the folder; every row has one of its own in it.
-        jobs: processes at a time, which share the machine's threads.
+        launcher: carries the runs out; one after the other on this machine unless somebody says otherwise.
         say: takes a line on what happens.
 
     Raises:
@@ -54,9 +54,9 @@ class Comparison:
 
     rows: Sequence[Row]
     out: Path
-    jobs: int = 1
+    launcher: Launcher = field(default_factory=Processes)
     say: Callable[[str], None] = print
-    _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _running: dict[str, Job] = field(default_factory=dict)
     _failed: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -78,7 +78,7 @@ class Comparison:
         try:
             while waiting := [row for row in self.rows if self._waits(row)]:
                 for row in waiting:
-                    if len(self._running) < self.jobs and self._may_start(row):
+                    if len(self._running) < self.launcher.at_once and self._may_start(row):
                         self._start(row)
                 if not self._running:
                     for row in waiting:  # what they wait for has failed
@@ -88,15 +88,18 @@ class Comparison:
             while self._running:
                 self._collect()
         finally:
-            for process in self._running.values():  # after Ctrl-C, which they have got as well: they save and end
-                process.wait()
+            for job in self._running.values():  # after Ctrl-C
+                job.leave()
         record = self.record()
         write_json(self.out / "comparison.json", record)
         write_text(self.out / "comparison.md", self.table() + "\n")
+        if record["runs"]:
+            write_report(self.out / "report.html", [str(self.out)])
         if self._failed:
             said = "\n  ".join(f"{name}: {text}" for name, text in self._failed.items())
             raise CannotError(
-                f"{len(self._failed)} of {len(self.rows)} runs failed; the same command runs them again:\n  {said}"
+                f"{len(self._failed)} of {len(self.rows)} runs failed; the same command runs them again, and "
+                f"`secateur run {self.out}/NAME --resume` one alone:\n  {said}"
             )
         return record
 
@@ -163,12 +166,10 @@ class Comparison:
                 self._failed[row.name] = str(error)
                 self.say(f"{row.name}: failed")
                 return
-        threads = row.recipe.run.threads or max(1, (os.cpu_count() or 1) // self.jobs)
+        threads = row.recipe.run.threads or self.launcher.threads
         command = [sys.executable, "-m", "secateur", "run", str(folder.path), f"run.threads={threads}", "--resume"]
         self.say(f"{row.name}: {'going on' if begun else 'begun'}")
-        with (folder.path / "console.txt").open("ab") as console:
-            shown = None if self.jobs == 1 else console  # one at a time shows its own progress
-            self._running[row.name] = subprocess.Popen(command, stdout=console, stderr=shown, env=_environment(threads))
+        self._running[row.name] = self.launcher.start(command, folder.path / "console.txt", threads)
 
     def _prepare(self, row: Row, folder: RunFolder) -> None:
         """The row's folder with its recipe, and with the stages that another run has made already."""
@@ -203,8 +204,8 @@ class Comparison:
     def _collect(self) -> None:
         """Takes leave of the processes that have ended."""
         time.sleep(POLL)
-        for name, process in [*self._running.items()]:
-            code = process.poll()
+        for name, job in [*self._running.items()]:
+            code = job.poll()
             if code is None:
                 continue
             del self._running[name]
@@ -235,7 +236,3 @@ def stage_key(recipe: Recipe, stage: str) -> str:
             if method.decides:
                 parts["budget"] = values["budget"]
     return json.dumps(parts, sort_keys=True)
-
-
-def _environment(threads: int) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": str(threads)}

@@ -1,4 +1,5 @@
-"""What a run keeps for its report beside the numbers: pictures one by one, widths of layers, scales of batch norms."""
+"""What a run keeps for its report beside the numbers: pictures one by one, widths of layers, scales of batch norms;
+and the report itself."""
 
 from __future__ import annotations
 
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from secateur.data.files import resize_image, resize_label, write_label
-from secateur.files import atomic_path
+from secateur.files import atomic_path, write_text
+from secateur.report.page import heading, report_page
+from secateur.report.run_record import read_rows
 
-__all__ = ["keep_pictures", "scales_of", "widths_of"]
+__all__ = ["keep_pictures", "scales_of", "widths_of", "write_report"]
 
 _SIDE = 960  # pixels; larger pictures are kept smaller
 _BINS = 60
@@ -96,3 +99,15 @@ def scales_of(network: nn.Module, states: Mapping[str, Mapping[str, Tensor]]) ->
     edges = np.linspace(0, top or 1.0, _BINS + 1)
     counts = {what: np.histogram(each[np.isfinite(each)], edges)[0].tolist() for what, each in values.items()}
     return {"edges": [float(f"{edge:.6g}") for edge in edges], "counts": counts}
+
+
+def write_report(path: Path, what: Sequence[str], title: str | None = None) -> None:
+    """Writes the page of some runs.
+
+    Args:
+        path: the file.
+        what: see `read_rows`.
+        title: what stands above it, if not what is usual.
+    """
+    rows = read_rows(what)
+    write_text(path, report_page(rows, title or heading(rows)))

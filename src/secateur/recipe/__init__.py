@@ -1,7 +1,8 @@
 """A recipe is the declared experiment: a YAML file whose sections and keys are all checked before anything runs.
 
 `load_recipe(path, overrides)` reads one, `dump_recipe(recipe)` writes one with every key and what it means,
-`recipe_schema()` is the JSON schema for editors; `load_comparison(path)` reads one with a list of methods.
+`recipe_schema()` is the JSON schema for editors; `load_comparison(path)` reads one with a list of methods, and
+`load_sweep` makes one of a recipe, methods, amounts and seeds.
 """
 
 from secateur.recipe.comparison import Row, load_comparison
@@ -22,6 +23,7 @@ from secateur.recipe.schema import (
     Train,
     recipe_schema,
 )
+from secateur.recipe.sweep import load_sweep
 from secateur.recipe.writer import dump_recipe
 
 __all__ = [
@@ -42,5 +44,6 @@ __all__ = [
     "dump_recipe",
     "load_comparison",
     "load_recipe",
+    "load_sweep",
     "recipe_schema",
 ]

@@ -81,7 +81,15 @@ def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> list[Row
         RecipeError: the file is no comparison, or rows of it are wrong; lists every mistake.
     """
     path = Path(path)
-    values = overridden(path, overrides)
+    return rows_of(overridden(path, overrides), path)
+
+
+def rows_of(values: dict[str, Any], path: Path) -> list[Row]:
+    """The rows of a comparison from its sections; `path` is where they come from, for messages.
+
+    Raises:
+        RecipeError: as `load_comparison`.
+    """
     entries, shared = values.get("methods"), {key: value for key, value in values.items() if key not in _OWN}
     if not isinstance(entries, list) or not entries:
         raise RecipeError(f"{path}: expected a list `methods:` of what is to be compared")
