@@ -73,6 +73,7 @@ def test_every_unit_is_prunable_or_pinned_with_a_reason_and_goes_exactly(name: s
         (mode, weights) for mode in ("eval", "train") for weights in ("own", "random")
     }
     graph = secateur.trace(model, images)
+    assert "no rule" not in str(graph)
     assert sum(map(len, graph.groups)) == graph.units
     pinned = {group.name: group.pinned for group in graph.groups if group.pinned is not None}
     assert all(pinned.values())
@@ -94,6 +95,19 @@ def test_every_unit_is_prunable_or_pinned_with_a_reason_and_goes_exactly(name: s
     for mine, wanted in zip(ours, theirs, strict=True):
         assert len(mine) == 300
         torch.testing.assert_close(mine, wanted)
+
+
+def test_methods_that_look_at_losses_take_those_of_all_tasks() -> None:
+    model, images = detector(), torch.rand(2, 3, 64, 64)
+    result = secateur.prune(
+        model,
+        images[:1],
+        method="taylor",
+        budget={"yolo_flops": 0.6},
+        data=[(images, TARGETS)],
+        loss=DetectionLoss(model.detect.anchors),
+    )
+    assert result.report.ok and result.after.yolo_flops <= 0.6 * result.before.yolo_flops
 
 
 def test_it_learns_to_find_objects_by_the_sum_of_its_losses() -> None:

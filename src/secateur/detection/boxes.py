@@ -19,7 +19,7 @@ ROUNDING = 1e-3  # what a target may lie beside its range
 
 def at_least_float32(numbers: Tensor) -> Tensor:
     """Half precision, which can't tell neighbouring pixels of large images apart, in float32."""
-    return numbers.to(torch.promote_types(numbers.dtype, torch.float32))
+    return numbers if numbers.dtype in (torch.float32, torch.float64) else numbers.float()
 
 
 def corners(boxes: Tensor) -> Tensor:

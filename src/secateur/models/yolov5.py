@@ -108,6 +108,10 @@ class YOLOv5(nn.Module):
     Shapes: (N, 3, H, W), H and W multiples of 32 -> in train mode the maps (N, 3, H / s, W / s, 5 + classes) for s of
     8, 16 and 32; in eval mode (decoded, maps), with decoded (N, boxes, 5 + classes), see `secateur.detection.decode`.
 
+    Attributes:
+        classifiers: the tensors that depend on the number of classes.
+        released_name: what a tensor of released weights is called here.
+
     Raises:
         ModelError: an image's height or width is no multiple of 32.
     """
