@@ -72,3 +72,13 @@ def test_every_row_of_the_cap_table_is_there(setting) -> None:
         assert rows["Unpruned"].data.size == setting.size
     else:
         assert rows["Unpruned"].data.crop == setting.size
+
+
+@pytest.mark.parametrize("path", [p for p in PAPERS if p.stem.startswith("acosp")], ids=lambda path: path.stem)
+def test_random_changes_of_acosp_are_those_of_its_training_code(path: Path) -> None:
+    data = load_comparison(path)[0].recipe.data
+    if data.name == "cifar10":  # torchvision's crop of 32 pixels out of an image with 4 around it
+        assert (data.scale, data.rotate, data.translate * 32, data.flip, data.blur) == ((1, 1), 0, 4, 0.5, 0)
+        return
+    assert (data.rotate, data.translate, data.flip, data.blur) == (10, 0, 0.5, 0.5)
+    assert data.scale == ((0.25, 1) if "segnet" in path.stem else (0.5, 2))
