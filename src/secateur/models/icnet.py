@@ -28,7 +28,12 @@ class ICNet(nn.Module):
 
     Shapes: (N, 3, H, W) -> logits (N, classes, H / 4, W / 4), for any H and W of 32 or more. In train mode three heads'
     logits, the main head's and those of the side heads at 1/8 and 1/16.
+
+    auxiliary_weights: what the losses of the side heads count next to the main head's: 0.4 and 0.16, as the public
+        trainings of the authors' weights have it; others take 0.4 for both.
     """
+
+    auxiliary_weights = (0.4, 0.16)
 
     def __init__(self, classes: int = 19, width: int = 32, auxiliary: bool = True, activated_bn: bool = True) -> None:
         super().__init__()

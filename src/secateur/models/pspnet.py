@@ -27,7 +27,11 @@ class PSPNet(nn.Module):
 
     Shapes: (N, 3, H, W) -> logits (N, classes, h, w), for any H and W; h and w are about an eighth of them, 90 for 713.
     In train mode the two heads' logits, (main, auxiliary).
+
+    auxiliary_weights: what the auxiliary head's loss counts next to the main head's, 0.4 as in the paper's section 4.
     """
+
+    auxiliary_weights = (0.4,)
 
     def __init__(
         self,
