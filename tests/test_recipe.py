@@ -112,7 +112,7 @@ def test_without_a_method_no_budget_is_needed(write):
 
 
 WRONG = {
-    "unknown key": ("train:\n  epoch: 3\n", "line 2: train.epoch: unknown key; known: batch_size,", "mean 'epochs'?"),
+    "unknown key": ("train:\n  epoch: 3\n", "line 2: train.epoch: unknown key; known: accumulate,", "mean 'epochs'?"),
     "key of another section": (
         "data:\n  lr: 1\n",
         "line 2: data.lr: unknown key",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from lightning_fabric import Fabric
 from torch import nn
@@ -56,14 +58,14 @@ def train_stage(
         result = fit(
             model,
             inputs.loader("train", settings.batch_size, training=True, augment=True, rank=rank, of=of),
-            _settings(recipe, settings),
+            _settings(recipe, stage),
             fabric,
             stage=stage,
             first_epoch=sum(_section(recipe, name).epochs for name in trainings[: trainings.index(stage)]),
             class_weights=None if settings.class_weights == "none" else inputs.class_weights,
             hooks=pruner,
             # in later trainings a method's pull goes on at its rate, rather than once more as a whole
-            hooks_follow=_settings(recipe, sparsify) if stage != "sparsify" and sparsify.epochs else None,
+            hooks_follow=_settings(recipe, "sparsify") if stage != "sparsify" and sparsify.epochs else None,
             distillation=distillation_of(inputs, folder, fabric) if stage == "finetune" else None,
             evaluate=measuring.scores,
             checkpoints=folder.checkpoints_of(stage),
@@ -93,13 +95,21 @@ def distillation_of(inputs: Inputs, folder: RunFolder, fabric: Fabric) -> Distil
     return Distillation(teacher.to(fabric.device), settings.distill, settings.temperature)
 
 
+def _key(stage: str) -> Any:
+    """The section that a stage has its settings from."""
+    return "schedule" if stage.startswith(STEP) else stage
+
+
 def _section(recipe: Recipe, stage: str) -> Train:
-    return recipe.stage("schedule" if stage.startswith(STEP) else stage)  # type: ignore[arg-type]
+    return recipe.stage(_key(stage))
 
 
-def _settings(recipe: Recipe, section: Train) -> Settings:
+def _settings(recipe: Recipe, stage: str) -> Settings:
+    run = recipe.run
     return Settings(
-        **section.model_dump(exclude={"batch_size", "class_weights"}),
-        checkpoint_minutes=recipe.run.checkpoint_minutes,
-        channels_last=recipe.run.channels_last,
+        **_section(recipe, stage).model_dump(exclude={"batch_size", "class_weights"}),
+        last_of=recipe.train.epochs if recipe.rewinds(_key(stage)) else None,
+        checkpoint_minutes=run.checkpoint_minutes,
+        channels_last=run.channels_last,
+        sync_batchnorm=run.sync_batchnorm,
     )

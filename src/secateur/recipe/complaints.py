@@ -42,7 +42,7 @@ def explain(error: ValidationError) -> Iterator[tuple[Place, str]]:
         elif kind == "invalid_key" or place[-1:] == ("[key]",):
             yield place[:1], f"a key must be text{got}" if kind != "invalid_key" else "a key must be text"
         elif kind == "at_key":
-            yield (*place, each["ctx"]["key"]), each["msg"]
+            yield (*place, *each["ctx"]["key"].split(".")), each["msg"]
         elif kind == "budget":
             yield place, each["msg"]
         elif kind == "literal_error":

@@ -40,6 +40,7 @@ ClassWeights = Literal["none", "inverse_log"]
 Rate = Annotated[float, Field(gt=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -162,7 +163,8 @@ class Budget(Section):
     min_keep: Share = Field(default=0.1, description="share of every group's units that is kept whatever the budget")
     round_to: Positive = Field(default=1, description="kept channels are a multiple of this")
     scope: Literal["global", "group", "cost"] = Field(
-        default="global", description="how units are ranked: global, in every group, or per cost saved; while training always group"
+        default="global",
+        description="how units are ranked: global, in every group, or per cost saved; while training always group",
     )
 
     protect: list[str] = Field(
@@ -192,7 +194,8 @@ class Train(Section):
     """Ordinary training of the unpruned network."""
 
     epochs: Count = Field(default=20, description="passes over the training images; 0 skips the stage")
-    batch_size: Positive = Field(default=4, description="images per step")
+    batch_size: Positive = Field(default=4, description="images in a batch, of each device")
+    accumulate: Positive = Field(default=1, description="batches whose gradients make up one step")
     optimizer: Optimizer = Field(default="adamw", description="sgd, adam or adamw")
     lr: Rate = Field(default=3e-3, description="highest learning rate")
     momentum: Momentum = Field(default=0.9, description="momentum (sgd)")
@@ -203,6 +206,9 @@ class Train(Section):
     class_weights: ClassWeights = Field(
         default="inverse_log", description="weight of a class in the loss: none or inverse_log"
     )
+    ema: Decay = Field(
+        default=0.0, description="decay of a moving average of the weights, as 0.999, that replaces them; 0: none"
+    )
     evaluate_every: Positive = Field(
         default=5, description="epochs between evaluations; the last epoch is always evaluated"
     )
@@ -212,7 +218,10 @@ class _Later(Section):
     """The keys of `Train`, where null means 'as in train'."""
 
     epochs: Count = Field(default=0, description="passes over the training images; 0 skips the stage")
-    batch_size: Positive | None = Field(default=None, description="images per step; null: as in train, like all below")
+    batch_size: Positive | None = Field(
+        default=None, description="images in a batch, of each device; null: as in train, like all below"
+    )
+    accumulate: Positive | None = Field(default=None, description="batches whose gradients make up one step")
     optimizer: Optimizer | None = Field(default=None, description="sgd, adam or adamw")
     lr: Rate | None = Field(default=None, description="highest learning rate")
     momentum: Momentum | None = Field(default=None, description="momentum (sgd)")
@@ -221,6 +230,7 @@ class _Later(Section):
     warmup_epochs: NotNegative | None = Field(default=None, description="epochs of linear warm-up")
     power: PositiveFloat | None = Field(default=None, description="exponent of the poly schedule")
     class_weights: ClassWeights | None = Field(default=None, description="none or inverse_log")
+    ema: Decay | None = Field(default=None, description="decay of a moving average of the weights; 0: none")
     evaluate_every: Positive | None = Field(default=None, description="epochs between evaluations")
 
 
@@ -235,6 +245,9 @@ class Finetune(_Later):
 
     epochs: Count = Field(default=12, description="passes over the training images; 0 skips the stage")
     lr: Rate | None = Field(default=None, description="highest learning rate; null: a third of train.lr")
+    schedule: Literal["cosine", "poly", "constant", "rewind"] | None = Field(  # type: ignore[assignment]
+        default=None, description="cosine, poly, constant, or rewind: as in the last epochs of train, train.lr included"
+    )
     distill: Share = Field(default=0.0, description="share of the loss that the unpruned network's predictions have")
     temperature: PositiveFloat = Field(default=1.0, description="temperature of the distillation")
 
@@ -319,6 +332,9 @@ class Run(Section):
     threads: Positive | None = Field(default=None, description="CPU threads; null: PyTorch's own choice")
     channels_last: bool = Field(default=True, description="memory layout of images and convolutions")
     checkpoint_minutes: NotNegative = Field(default=5.0, description="minutes between checkpoints within an epoch")
+    sync_batchnorm: bool = Field(
+        default=False, description="batch norms take the statistics of all devices' batches together"
+    )
     tensorboard: bool = Field(default=True, description="write TensorBoard events beside metrics.jsonl")
 
 
@@ -390,6 +406,32 @@ class Recipe(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _rewinds_to_what_was(self) -> Recipe:
+        """Learning rate rewinding repeats the end of a training that there is."""
+        if self.finetune.schedule != "rewind":
+            return self
+        between = self.schedule.epochs if self.schedule.steps > 1 else 0
+        for section, epochs in (("finetune", self.finetune.epochs), ("schedule", between)):
+            if epochs > self.train.epochs:
+                raise PydanticCustomError(
+                    "at_key",
+                    "finetune.schedule=rewind repeats the last of train's {there} epochs; expected no more than these",
+                    {"key": f"{section}.epochs", "there": self.train.epochs},
+                )
+        for key in ("lr", "warmup_epochs", "power"):
+            if getattr(self.finetune, key) is not None:
+                raise PydanticCustomError(
+                    "at_key",
+                    "with finetune.schedule=rewind it is train's; expected null",
+                    {"key": f"finetune.{key}"},
+                )
+        return self
+
+    def rewinds(self, stage: Literal["train", "sparsify", "schedule", "finetune"]) -> bool:
+        """The stage has the learning rates of the last epochs of `train`."""
+        return stage in ("schedule", "finetune") and self.finetune.schedule == "rewind"
+
     def stage(self, name: Literal["train", "sparsify", "schedule", "finetune"]) -> Train:
         """The settings of one training stage with every null filled in from `train`."""
         if name == "train":
@@ -397,7 +439,9 @@ class Recipe(Section):
         if name == "schedule":
             return self.stage("finetune").model_copy(update={"epochs": self.schedule.epochs})
         own = {key: value for key, value in getattr(self, name) if value is not None and key in Train.model_fields}
-        if name == "finetune":
+        if name == "finetune" and self.finetune.schedule == "rewind":
+            del own["schedule"]
+        elif name == "finetune":
             own.setdefault("lr", self.train.lr / 3)
         return self.train.model_copy(update=own)
 

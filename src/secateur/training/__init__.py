@@ -2,8 +2,9 @@
 
 from secateur.training.checkpoint import CheckpointFolder, read_state, write_state
 from secateur.training.evaluate import evaluate, latency, predict, recalibrate
+from secateur.training.hooks import Hooks
 from secateur.training.inference import Inference
-from secateur.training.loop import Hooks, StageResult, fit
+from secateur.training.loop import StageResult, fit
 from secateur.training.metrics_log import MetricsLog
 from secateur.training.optimize import Settings, learning_rate, learning_rate_sum, make_optimizer, segmentation_loss
 from secateur.training.progress import ProgressDisplay

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 
 import torch
 from lightning_fabric import Fabric
@@ -17,9 +18,14 @@ PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 def make_fabric(accelerator: str = "auto", devices: int = 1, precision: str | int = 32) -> Fabric:
     """Fabric on `devices` devices: "cpu", "gpu" or "auto" (a GPU if there is one); precision 32, "bf16" or 16 (mixed).
 
+    Under torchrun there is a device for each of its processes, also on several machines; `devices` is then 1, or the
+    number of its processes on one machine.
+
     Raises:
-        RecipeError: there is no such device, or it can't compute in this precision.
+        RecipeError: there is no such device, or it can't compute in this precision, or torchrun has started another
+            number of processes.
     """
+    devices, nodes = _launched(devices)
     available = torch.cuda.device_count()
     if accelerator == "gpu" and devices > available:
         raise RecipeError(
@@ -35,8 +41,22 @@ def make_fabric(accelerator: str = "auto", devices: int = 1, precision: str | in
     return Fabric(
         accelerator={"gpu": "cuda"}.get(accelerator, accelerator),
         devices=devices,
+        num_nodes=nodes,
         precision=PRECISIONS[str(precision)],  # type: ignore[arg-type]
     )
+
+
+def _launched(devices: int) -> tuple[int, int]:
+    """Devices per machine and machines, as torchrun has it if that has started this process."""
+    if not (torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()):
+        return devices, 1
+    local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    if devices not in (1, local):
+        raise RecipeError(
+            f"run.devices={devices}, but torchrun has started {local} processes here; leave run.devices at 1, or start "
+            f"{devices} (--nproc-per-node)."
+        )
+    return local, world // local
 
 
 def keep_freed_memory() -> bool:

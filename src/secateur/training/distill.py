@@ -32,13 +32,14 @@ class Distillation:
     weight: float
     temperature: float = 1.0
 
-    def __call__(self, loss: Tensor, output: object, images: Tensor) -> Tensor:
+    def __call__(self, loss: Tensor, output: object, images: Tensor, share: float = 1.0) -> Tensor:
         """The loss to learn from.
 
         Args:
             loss: against the labels.
             output: of the student, see `all_logits`.
             images: what it was given.
+            share: of the step's images that these are, where a step takes several batches.
         """
         with torch.no_grad():
             taught = main_logits(self.teacher(images), images.shape[-2:]).float()
@@ -47,4 +48,4 @@ class Distillation:
         divergence = F.kl_div(
             F.log_softmax(learnt / t, 1), F.log_softmax(taught / t, 1), reduction="none", log_target=True
         )
-        return (1 - self.weight) * loss + self.weight * t * t * divergence.sum(1).mean()
+        return (1 - self.weight) * loss + share * self.weight * t * t * divergence.sum(1).mean()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from typing import Any, NoReturn, Protocol
+from itertools import islice
+from typing import Any, NoReturn
 
 import torch
 from lightning_fabric import Fabric
@@ -17,7 +19,7 @@ from secateur.training.checkpoint import CheckpointFolder
 from secateur.training.distill import Distillation
 from secateur.training.evaluate import Loader
 from secateur.training.failures import refusals_told
-from secateur.training.finite import FiniteCheck
+from secateur.training.hooks import Hooks
 from secateur.training.interrupt import Interrupt
 from secateur.training.metrics_log import MetricsLog
 from secateur.training.optimize import (
@@ -25,25 +27,13 @@ from secateur.training.optimize import (
     lay_out_like_parameters,
     learning_rate,
     learning_rate_sum,
-    make_optimizer,
-    segmentation_loss,
 )
 from secateur.training.progress import ProgressDisplay
 from secateur.training.random_state import get_random_state, set_random_state
+from secateur.training.step import Batch, Step
+from secateur.training.synchronised import synchronised
 
-__all__ = ["Hooks", "StageResult", "fit"]
-
-
-class Hooks(Protocol):
-    """What a training-time pruning method does in the loop; `secateur.Pruner` is one."""
-
-    def begin(self, steps: int, lr_sum: float, momentum: float, adaptive: bool, epochs: int) -> None: ...
-    def after_backward(self) -> None: ...
-    def after_step(self, lr: float | None = None, /) -> None: ...
-    def after_epoch(self, epoch: int) -> None: ...
-    def log(self) -> dict[str, float]: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any], /) -> None: ...
+__all__ = ["StageResult", "fit"]
 
 
 @dataclass(frozen=True)
@@ -104,8 +94,11 @@ def fit(
     """Trains `model` in place for `settings.epochs` epochs, going on from the newest checkpoint if there is one.
 
     Resuming is exact: on the CPU the weights are those of the uninterrupted run, bit for bit, if the caller seeds
-    alike and `loader.epoch(e)` yields the same bits each time. On several devices, give each its own shard as `loader`;
-    `batch size` is then per device.
+    alike and `loader.epoch(e)` yields the same bits each time. On several devices, give each its own shard as `loader`,
+    all of them of as many batches; a step is then of the batches of all devices together.
+
+    With `settings.ema` the network is evaluated with the average of its weights, and has them in the end; in the last
+    epoch this is before the hooks' `after_epoch`, so that what a method chooses there holds for what is kept.
 
     Args:
         model: moved to Fabric's device; its weights on entry are the starting point of the first attempt.
@@ -132,17 +125,11 @@ def fit(
     if class_weights is not None:
         class_weights = class_weights.to(fabric.device)
     return _Stage(
-        model,
+        Step(model, settings, fabric, class_weights, ignore_index, hooks, distillation),
         loader,
-        settings,
-        fabric,
         stage,
         first_epoch,
-        class_weights,
-        ignore_index,
-        hooks,
         hooks_follow or settings,
-        distillation,
         evaluate,
         checkpoints,
         metrics,
@@ -154,17 +141,11 @@ def fit(
 class _Stage:
     """The moving parts of one call of `fit`."""
 
-    model: nn.Module
+    step: Step
     loader: Loader
-    settings: Settings
-    fabric: Fabric
     stage: str
     first_epoch: int
-    class_weights: Tensor | None
-    ignore_index: int
-    hooks: Hooks | None
     hooks_follow: Settings
-    distillation: Distillation | None
     evaluate: Callable[[nn.Module], Scores] | None
     checkpoints: CheckpointFolder | None
     metrics: MetricsLog | None
@@ -176,16 +157,12 @@ class _Stage:
     batch_shape: tuple[int, ...] = ()  # of the images in the last step
 
     def __post_init__(self) -> None:
-        if self.settings.channels_last:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = make_optimizer(self.model, self.settings)
-        # the wrappers add devices and precision; `model` and `self.optimizer` stay the objects with the state
-        self.wrapped, self.wrapped_optimizer = self.fabric.setup(self.model, self.optimizer)
-        self.finite = FiniteCheck(every=1 if self.fabric.device.type == "cpu" else 10)
+        step = self.step
+        self.model, self.settings, self.fabric, self.hooks = step.model, step.settings, step.fabric, step.hooks
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(self.loader)
+        return -(-len(self.loader) // self.settings.accumulate)
 
     def run(self) -> StageResult:
         settings = self.settings
@@ -200,12 +177,16 @@ class _Stage:
             self.metrics.rewind(lambda line: line.get("stage") != self.stage or line.get("step", 0) <= self.at.step)
         self.display.start(self.stage, total, self.at.step)
         try:
-            with Interrupt() as interrupt, refusals_told(self.where, lambda: self.batch_shape):
+            with ExitStack() as stack:
+                interrupt = stack.enter_context(Interrupt())
+                stack.enter_context(refusals_told(self.where, lambda: self.batch_shape))
+                if settings.sync_batchnorm:
+                    stack.enter_context(synchronised(self.model))
                 self.saved = time.monotonic()
                 while self.at.epoch < settings.epochs:
                     self.train_epoch(interrupt)
                     self.end_epoch()
-                    if interrupt.requested:
+                    if self.anywhere(interrupt.requested):
                         self.stop_here(saved=True)
         finally:
             self.display.stop()
@@ -215,86 +196,88 @@ class _Stage:
     def train_epoch(self, interrupt: Interrupt) -> None:
         at, settings = self.at, self.settings
         batches = self.batches()
-        self.wrapped.train()
+        self.step.wrapped.train()
         while True:
             begin = time.perf_counter()
             try:
-                batch = next(batches, None)
+                group = list(islice(batches, settings.accumulate))
             except RuntimeError:
                 # Ctrl-C reaches the loader's processes too, and the loader may complain of their end
                 if not interrupt.requested:
                     raise
                 self.stop_here()
             waited = time.perf_counter() - begin
-            if batch is None:
+            if not group:
                 break
-            self.train_step(*batch)
+            self.train_step(group)
             at.add_time(time.perf_counter() - begin, waited)
-            speed = at.images * self.fabric.world_size / at.epoch_seconds
-            self.display.step(
-                at.step, at.epoch, settings.epochs, self.finite.last_loss, speed, at.epoch_waited / at.epoch_seconds
-            )
-            if at.batch < self.steps_per_epoch:  # otherwise the end of the epoch writes one
-                if interrupt.requested:
+            speed, last_loss = at.images * self.fabric.world_size / at.epoch_seconds, self.step.finite.last_loss
+            self.display.step(at.step, at.epoch, settings.epochs, last_loss, speed, at.epoch_waited / at.epoch_seconds)
+            if at.batch < len(self.loader):  # otherwise the end of the epoch writes one
+                if self.interrupted(interrupt):
                     self.stop_here()
                 if time.monotonic() - self.saved >= 60 * settings.checkpoint_minutes:
                     self.save()
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self) -> Iterator[Batch]:
         """The epoch's remaining batches; the random generators are where the last checkpoint left them."""
         if self.random_state is not None:
             set_random_state(self.random_state)
             self.random_state = None
         return iter(self.loader.epoch(self.first_epoch + self.at.epoch, self.at.batch))
 
-    def train_step(self, images: Tensor, labels: Tensor) -> None:
-        at, precision, self.batch_shape = self.at, self.fabric.strategy.precision, tuple(images.shape)
-        layout = torch.channels_last if self.settings.channels_last else torch.contiguous_format
-        images = images.to(self.fabric.device, non_blocking=True).contiguous(memory_format=layout)
-        labels = labels.to(self.fabric.device, non_blocking=True)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.settings, at.step, self.steps_per_epoch)
-        output = self.wrapped(images)
-        loss = segmentation_loss(output, labels, self.class_weights, self.ignore_index)
-        if self.distillation is not None:
-            with self.fabric.autocast():
-                loss = self.distillation(loss, output, images)
-        self.fabric.backward(loss)
-        scaler = getattr(precision, "scaler", None)
-        if scaler is not None and self.hooks is not None:
-            precision.unscale_gradients(self.optimizer)  # the hooks add to gradients of the true size
-        # a gradient scaler looks for non-finite gradients itself, and skips those steps
-        gradients = [] if scaler is not None else [p.grad for p in self.model.parameters() if p.grad is not None]
-        at.loss_sum += self.finite.add(loss.detach(), gradients, len(images), self.where())
-        if self.hooks is not None:
-            self.hooks.after_backward()
-        self.wrapped_optimizer.step()
-        self.wrapped_optimizer.zero_grad()
-        if self.hooks is not None:
-            self.hooks.after_step(self.optimizer.param_groups[0]["lr"])
+    def train_step(self, batches: list[Batch]) -> None:
+        at, self.batch_shape = self.at, tuple(batches[0][0].shape)
+        at.loss_sum += self.step(batches, learning_rate(self.settings, at.step, self.steps_per_epoch), self.where())
         at.step += 1
-        at.batch += 1
-        at.images += len(images)
+        at.batch += len(batches)
+        at.images += sum(len(images) for images, _ in batches)
+
+    def anywhere(self, here: bool) -> bool:
+        """Whether it is so in any of the processes; all of them must ask."""
+        return self.over_processes(float(here), "sum") > 0
+
+    def over_processes(self, number: float, how: str) -> float:
+        """The "sum" or "mean" of a number of every process; all of them must ask."""
+        if self.fabric.world_size == 1:
+            return number
+        own = torch.tensor(number, dtype=torch.float64, device=self.fabric.device)
+        whole = self.fabric.all_reduce(own, reduce_op=how)
+        assert isinstance(whole, Tensor)
+        return whole.item()
+
+    def interrupted(self, interrupt: Interrupt) -> bool:
+        """Processes stop behind the same step. They ask each other when their numbers are looked at anyway."""
+        if self.fabric.world_size > 1 and self.at.step % self.step.finite.every:
+            return False
+        return self.anywhere(interrupt.requested)
 
     def end_epoch(self) -> None:
-        at, settings = self.at, self.settings
-        at.loss_sum += self.finite.flush()
+        at, settings, average = self.at, self.settings, self.step.average
+        at.loss_sum += self.step.finite.flush()
+        last = at.epoch + 1 == settings.epochs
+        if average is not None and last:
+            average.exchange()  # for good
+        self.step.share_buffers()
         if self.hooks is not None:
             self.hooks.after_epoch(at.epoch)
         record: dict[str, Any] = {
             "stage": self.stage,
             "epoch": at.epoch + 1,
             "step": at.step,
-            "loss": at.loss_sum / max(at.images, 1),
+            "loss": self.over_processes(at.loss_sum / max(at.images, 1), "mean"),
             "lr": learning_rate(settings, max(at.step - 1, 0), self.steps_per_epoch),
             "images_per_s": at.images * self.fabric.world_size / max(at.epoch_seconds, 1e-9),
             "waiting_share": at.epoch_waited / max(at.epoch_seconds, 1e-9),
         }
         if self.hooks is not None:
             record.update(self.hooks.log())
-        last = at.epoch + 1 == settings.epochs
         if self.evaluate is not None and (last or (at.epoch + 1) % settings.evaluate_every == 0):
-            self.scores = self.evaluate(self.model)
+            with ExitStack() as stack:
+                if average is not None and not last:
+                    stack.enter_context(average.shown())
+                    self.step.share_buffers()
+                self.scores = self.evaluate(self.model)
             record.update(miou=self.scores.miou, macc=self.scores.macc, accuracy=self.scores.accuracy)
             self.display.miou = self.scores.miou
         if self.fabric.is_global_zero:
@@ -322,7 +305,7 @@ class _Stage:
         raise KeyboardInterrupt
 
     def save(self) -> None:
-        self.at.loss_sum += self.finite.flush()
+        self.at.loss_sum += self.step.finite.flush()
         if self.checkpoints is not None and self.fabric.is_global_zero:
             self.checkpoints.save(
                 self.at.step,
@@ -330,7 +313,8 @@ class _Stage:
                     "position": asdict(self.at),
                     "scores": None if self.scores is None else asdict(self.scores),
                     "model": dict(self.model.state_dict()),
-                    "optimizer": self.optimizer.state_dict(),
+                    "optimizer": self.step.optimizer.state_dict(),
+                    "average": None if self.step.average is None else self.step.average.state_dict(),
                     "precision": self.fabric.strategy.precision.state_dict(),
                     "hooks": None if self.hooks is None else self.hooks.state_dict(),
                     "random": get_random_state(),
@@ -345,14 +329,16 @@ class _Stage:
         assert self.checkpoints is not None
         try:
             self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.step.optimizer.load_state_dict(state["optimizer"])
+            if self.step.average is not None:
+                self.step.average.load_state_dict(state["average"])
             if self.hooks is not None:
                 self.hooks.load_state_dict(state["hooks"])
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"The checkpoints in {self.checkpoints.path} are of another network or optimizer: {error}"
             ) from error
-        lay_out_like_parameters(self.optimizer)
+        lay_out_like_parameters(self.step.optimizer)
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.at = Position(**state["position"])
         self.scores = None if state["scores"] is None else Scores(**state["scores"])

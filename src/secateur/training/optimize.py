@@ -16,6 +16,7 @@ __all__ = [
     "OPTIMIZERS",
     "SCHEDULES",
     "Settings",
+    "labelled_amount",
     "lay_out_like_parameters",
     "learning_rate",
     "learning_rate_sum",
@@ -32,6 +33,12 @@ AUXILIARY_WEIGHT = 0.4  # PSPNet, section 4: the weight of the auxiliary loss
 class Settings:
     """How one stage of training goes; `lr` is the peak of the schedule, `epochs` and `warmup_epochs` count passes.
 
+    Attributes:
+        accumulate: batches whose gradients make up one optimizer step.
+        ema: decay of the moving average of the weights that takes their place at the end; 0 for none.
+        last_of: the learning rates are those of the last epochs of a training of so many; None: of this one.
+        sync_batchnorm: batch norms take the statistics of all processes' batches together.
+
     Raises:
         RecipeError: an unknown optimizer or schedule, or a number out of its range.
     """
@@ -45,8 +52,12 @@ class Settings:
     warmup_epochs: float = 1.0
     power: float = 0.9
     evaluate_every: int = 5
+    accumulate: int = 1
+    ema: float = 0.0
+    last_of: int | None = None
     checkpoint_minutes: float = 5.0
     channels_last: bool = False
+    sync_batchnorm: bool = False
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -58,6 +69,13 @@ class Settings:
                 f"epochs={self.epochs}, warmup_epochs={self.warmup_epochs}, lr={self.lr}: epochs can't be negative, "
                 "and the learning rate must be above 0."
             )
+        if self.accumulate < 1 or not 0 <= self.ema < 1:
+            raise RecipeError(
+                f"accumulate={self.accumulate}, ema={self.ema}: expected at least 1 batch per step, and a decay of at "
+                "least 0 and below 1."
+            )
+        if self.last_of is not None and self.last_of < self.epochs:
+            raise RecipeError(f"{self.epochs} epochs can't be the last ones of a training of {self.last_of}.")
 
 
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
@@ -88,8 +106,13 @@ def learning_rate(settings: Settings, step: int, steps_per_epoch: int) -> float:
     With w warm-up steps out of T: lr * (step + 1) / w while step < w; afterwards, with t = (step - w) / (T - w),
     lr * (1 + cos(pi t)) / 2 (cosine), lr * (1 - t) ** power (poly) or lr (constant). The warm-up takes at most half
     of the steps. A pure function, so that resuming needs no state and the sum over a stage is known beforehand.
+
+    With `last_of`, T is the length of that training and the steps are its last ones: learning rate rewinding (Renda,
+    Frankle and Carbin, Comparing Rewinding and Fine-tuning in Neural Network Pruning, ICLR 2020).
     """
-    total = settings.epochs * steps_per_epoch
+    whole = settings.epochs if settings.last_of is None else settings.last_of
+    total = whole * steps_per_epoch
+    step += (whole - settings.epochs) * steps_per_epoch
     warmup = min(round(settings.warmup_epochs * steps_per_epoch), total // 2)
     if step < warmup:
         return settings.lr * (step + 1) / warmup
@@ -108,8 +131,21 @@ def learning_rate_sum(settings: Settings, steps_per_epoch: int) -> float:
     )
 
 
+def labelled_amount(labels: Tensor, class_weights: Tensor | None = None, ignore_index: int = 255) -> Tensor:
+    """What the mean of `segmentation_loss` is over: the number of labelled pixels, or the sum of their classes'
+    weights. A scalar in float32."""
+    labelled = labels != ignore_index
+    if class_weights is None:
+        return labelled.sum().float()
+    return (class_weights[labels.where(labelled, 0)] * labelled).sum()
+
+
 def segmentation_loss(
-    output: object, labels: Tensor, class_weights: Tensor | None = None, ignore_index: int = 255
+    output: object,
+    labels: Tensor,
+    class_weights: Tensor | None = None,
+    ignore_index: int = 255,
+    amount: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy over the labelled pixels, the main head's plus 0.4 times that of every auxiliary head.
 
@@ -117,15 +153,13 @@ def segmentation_loss(
         output: the network's output, see `all_logits`; smaller logits are upsampled to the labels' size.
         labels: int64 (N, H, W); pixels equal to `ignore_index` count for nothing.
         class_weights: (K,); the mean is then weighted, sum(w[y] * nll) / sum(w[y]), as in torch's cross_entropy.
+        amount: what the sum is divided by instead of `labelled_amount`, where the batch is a part of a larger one.
 
     Returns:
         A scalar in float32; 0 where no pixel is labelled.
     """
-    labelled = labels != ignore_index
-    if class_weights is None:
-        amount = labelled.sum().float()
-    else:
-        amount = (class_weights[labels.where(labelled, 0)] * labelled).sum()
+    if amount is None:
+        amount = labelled_amount(labels, class_weights, ignore_index)
     # a batch of nothing but void has loss 0, not 0 / 0
     amount = amount.clamp_min(torch.finfo(torch.float32).tiny)
     losses = [
