@@ -360,7 +360,7 @@ def test_what_is_not_finite_stops_training_and_names_the_step(tmp_path: Path, fa
     model = Net()
     hooks = Recorder(model) if where == "loss" else PoisonedGradient(model)
     folder = CheckpointFolder(tmp_path)
-    with pytest.raises(CannotError, match=r"step 8 \(stage train, epoch 2"):
+    with pytest.raises(CannotError, match=r"step 8 \(stage train, epoch 2, batch 3 of 5\)"):
         fit(model, loader, Settings(epochs=3, checkpoint_minutes=0.0), fabric, hooks=hooks, checkpoints=folder)
     state = folder.load()
     assert state["position"]["step"] == 7

@@ -21,6 +21,7 @@ from secateur.errors import RunFolderError
 from secateur.files import write_json, write_text
 from secateur.graph import Graph
 from secateur.methods import Gating
+from secateur.pipeline.announcement import announcement
 from secateur.pipeline.inputs import Inputs
 from secateur.pipeline.judge import Judge
 from secateur.pipeline.measuring import Measuring
@@ -123,6 +124,9 @@ class Experiment:
             self.folder.logging(self.display, active=self.fabric.is_global_zero),
             refusals_told(lambda: f"stage {stage}"),
         ):
+            if left := [stage for stage in stages if stage not in done]:
+                for line in announcement(self.inputs, left, list(done), self.fabric.device):
+                    self.display.line(line)
             for stage in stages:
                 if stage not in done:
                     log.info("stage %s", stage)
@@ -291,7 +295,8 @@ class Experiment:
         model.to(device)  # where the pruner's example inputs are
         if self.fabric.is_global_zero:
             self.folder.checkpoints_of(stage).tidy()
-        return pruner, {"steps": record["steps"], "trained_miou": record["miou"]}
+        kept = {"steps": record["steps"], "trained_miou": record["miou"], "unreadable": record["unreadable"]}
+        return pruner, kept
 
     def _carry_over(self, graph: Graph, earlier: Plan, result: Result) -> Record | None:
         """Puts into the weights that stay what a cut took away, if the recipe says so.

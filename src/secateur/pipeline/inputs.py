@@ -202,7 +202,17 @@ class Inputs:
     def _open_data(self, split: str, role: str) -> SegmentationDataset:
         data, own_labels = self.recipe.data, role == "val" and self.recipe.evaluate.full_size
         options = {"length": data.length, **data.options} if data.name == "streets" else data.options
-        return open_dataset(data.name, data.root, split, data.size, data.limit, own_labels=own_labels, **options)
+        unreadable = data.unreadable if role == "train" else "stop"
+        return open_dataset(
+            data.name,
+            data.root,
+            split,
+            data.size,
+            data.limit,
+            own_labels=own_labels,
+            unreadable=unreadable,
+            **options,
+        )
 
     def _read_plan(self) -> Plan | None:
         path = self.recipe.model.plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from secateur import report
 from secateur.costs import cost
-from secateur.data import Loader
+from secateur.data import Loader, Sample
 from secateur.data.files import resize_label
 from secateur.files import atomic_path, write_json
 from secateur.methods import Gating
@@ -83,15 +84,38 @@ class Measuring:
     def draw(self, path: Path, networks: dict[str, nn.Module]) -> None:
         """The picture of what the networks predict, by name; none if the recipe wants no images in it, or if classes
         are those of whole images."""
-        val = self.inputs.data["val"]
-        wanted = min(self.recipe.evaluate.pictures, len(val)) if val.task == "segmentation" else 0
-        if not wanted or not self.fabric.is_global_zero:
+        samples = self._samples(self.recipe.evaluate.pictures)
+        if not samples or not self.fabric.is_global_zero:
             return
-        samples = [val.read(int(index)) for index in np.linspace(0, len(val) - 1, wanted)]
-        inputs = [torch.from_numpy(self.inputs.normalise(sample.image)).permute(2, 0, 1)[None] for sample in samples]
-        how = self.inputs.inference
-        rows = {name: [predict(model, image, how)[0].numpy() for image in inputs] for name, model in networks.items()}
+        rows = {name: self._predictions(model, samples) for name, model in networks.items()}
+        images, labels = [sample.image for sample in samples], [label_of(sample) for sample in samples]
+        val = self.inputs.data["val"]
         with atomic_path(path) as temporary:
-            images = [sample.image for sample in samples]
-            labels = [resize_label(sample.label, sample.image.shape[:2]) for sample in samples]
             report.picture(temporary, images, labels, rows, val.palette, val.classes)
+
+    @property
+    def pictures(self) -> Callable[[nn.Module], np.ndarray] | None:
+        """Draws what a network in training makes of a few images, always the same; None if none are wanted."""
+        run = self.recipe.run
+        samples = self._samples(run.tensorboard_pictures) if run.tensorboard else []
+        if not samples:
+            return None
+        images, labels = [sample.image for sample in samples], [label_of(sample) for sample in samples]
+        palette = self.inputs.data["val"].palette
+        return lambda model: report.samples_picture(images, labels, self._predictions(model, samples), palette)
+
+    def _samples(self, count: int) -> list[Sample]:
+        """So many validation images, spread evenly; none of whole images' classes."""
+        val = self.inputs.data["val"]
+        wanted = min(count, len(val)) if val.task == "segmentation" else 0
+        return [val.read(int(index)) for index in np.linspace(0, len(val) - 1, wanted)]
+
+    def _predictions(self, model: nn.Module, samples: Sequence[Sample]) -> list[np.ndarray]:
+        normalise, how = self.inputs.normalise, self.inputs.inference
+        inputs = [torch.from_numpy(normalise(sample.image)).permute(2, 0, 1)[None] for sample in samples]
+        return [predict(model, image, how)[0].numpy() for image in inputs]
+
+
+def label_of(sample: Sample) -> np.ndarray:
+    """At the image's size."""
+    return resize_label(sample.label, sample.image.shape[:2])

@@ -73,6 +73,7 @@ def result_of(
         "seconds": {stage: round(record["seconds"], 3) for stage, record in records.items()},
         "waiting_share": {s: record["waiting_share"] for s, record in records.items() if "waiting_share" in record},
         "steps": {stage: record["steps"] for stage, record in records.items() if "steps" in record},
+        "unreadable": {stage: record["unreadable"] for stage, record in records.items() if record.get("unreadable")},
         "warnings": prune.get("warnings", []),
         "seed": recipe.run.seed,
         "command": command,

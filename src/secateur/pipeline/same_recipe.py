@@ -10,7 +10,15 @@ from secateur.training.run_folder import RunFolder
 
 __all__ = ["MAY_DIFFER", "check_same_recipe"]
 
-MAY_DIFFER = {"run.threads", "run.checkpoint_minutes", "data.root"}  # what does not change what is computed
+MAY_DIFFER = {  # what does not change what is computed
+    "data.root",
+    "data.unreadable",
+    "run.checkpoint_minutes",
+    "run.tensorboard",
+    "run.tensorboard_gammas",
+    "run.tensorboard_pictures",
+    "run.threads",
+}
 
 
 def check_same_recipe(folder: RunFolder, recipe: Recipe) -> None:

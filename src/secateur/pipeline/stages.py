@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from secateur.training.distill import Distillation
 from secateur.training.run_folder import RunFolder
 from secateur.training.weights import load_weights
 
-__all__ = ["STAGES", "STEP", "stages_of", "train_stage"]
+__all__ = ["STAGES", "STEP", "stages_of", "train_stage", "training_steps"]
 
+log = logging.getLogger(__name__)
 STAGES = ("train", "sparsify", "prune", "finetune", "evaluate")
 STEP = "step-"  # of several cuts, all but the last are stages of their own in front of "prune": step-1, step-2 ...
 
@@ -28,6 +30,21 @@ def stages_of(recipe: Recipe) -> tuple[str, ...]:
     """All stages of a recipe, in their order."""
     steps = (f"{STEP}{step}" for step in range(1, recipe.schedule.steps))
     return (*STAGES[:2], *steps, *STAGES[2:])
+
+
+def trainings_of(recipe: Recipe) -> list[str]:
+    """The stages that train; of several cuts all but the first have a training in front of them."""
+    return ["train", "sparsify", *(f"{STEP}{step}" for step in range(2, recipe.schedule.steps + 1)), "finetune"]
+
+
+def training_steps(inputs: Inputs) -> dict[str, tuple[int, int]]:
+    """Epochs and optimizer steps of every training, by its name."""
+    recipe, steps = inputs.recipe, {}
+    for stage in trainings_of(recipe):
+        section = _section(recipe, stage)
+        batches = len(inputs.loader("train", section.batch_size, training=True, of=recipe.run.devices))
+        steps[stage] = section.epochs, section.epochs * -(-batches // section.accumulate)
+    return steps
 
 
 def train_stage(
@@ -46,18 +63,20 @@ def train_stage(
         Optimizer steps, seconds, the share of them spent waiting, and the last mIoU.
     """
     recipe = inputs.recipe
-    # of several cuts all but the first have a training in front of them
-    steps = [f"{STEP}{step}" for step in range(2, recipe.schedule.steps + 1)]
-    trainings = ["train", "sparsify", *steps, "finetune"]
+    trainings = trainings_of(recipe)
+    steps = trainings[2:-1]
     settings = _section(recipe, stage)
     between, sparsify = stage in steps, recipe.stage("sparsify")
     rank, of = fabric.global_rank, fabric.world_size
     metrics = MetricsLog(folder.metrics, folder.tensorboard if recipe.run.tensorboard else None)
+    later = trainings[trainings.index(stage) + 1 :]
+    measuring.display.ahead = sum(count for name, (_, count) in training_steps(inputs).items() if name in later)
     seed_everything(recipe.run.seed + (len(STAGES) + steps.index(stage) if between else STAGES.index(stage)))
+    loader = inputs.loader("train", settings.batch_size, training=True, augment=True, rank=rank, of=of)
     try:
         result = fit(
             model,
-            inputs.loader("train", settings.batch_size, training=True, augment=True, rank=rank, of=of),
+            loader,
             _settings(recipe, stage),
             fabric,
             stage=stage,
@@ -71,10 +90,21 @@ def train_stage(
             checkpoints=folder.checkpoints_of(stage),
             metrics=metrics,
             display=measuring.display,
+            replaced=loader.replaced,
+            pictures=measuring.pictures,
+            gammas=recipe.run.tensorboard_gammas and (stage == "sparsify" or between),
         )
     finally:
         metrics.close()
+    if result.unreadable:
+        log.warning(
+            "%s: %d samples could not be read; others took their place %d times (result.json names them)",
+            stage,
+            len(result.unreadable),
+            sum(result.unreadable.values()),
+        )
     return {
+        "unreadable": result.unreadable,
         "steps": result.steps,
         "seconds": result.seconds,
         "waiting_share": result.waiting_share,

@@ -72,6 +72,9 @@ class Data(Section):
     mean: Colour = Field(default=(0.485, 0.456, 0.406), description="mean of red, green and blue in [0, 1]; ImageNet's")
     std: Deviation = Field(default=(0.229, 0.224, 0.225), description="their standard deviations, that they come to 1")
     workers: Count = Field(default=1, description="processes that load data; 0 loads in the main process")
+    unreadable: Literal["stop", "skip"] = Field(
+        default="stop", description="training image that can't be read: stop, or skip: another takes its place, counted"
+    )
     scale: Range = Field(default=(0.75, 1.5), description="[smallest, largest] random zoom while training")
     rotate: Annotated[float, Field(ge=0, le=180)] = Field(
         default=10.0, description="largest random rotation, in degrees"
@@ -336,6 +339,12 @@ class Run(Section):
         default=False, description="batch norms take the statistics of all devices' batches together"
     )
     tensorboard: bool = Field(default=True, description="write TensorBoard events beside metrics.jsonl")
+    tensorboard_pictures: Count = Field(
+        default=3, description="validation images whose predictions TensorBoard shows at every evaluation; 0: none"
+    )
+    tensorboard_gammas: bool = Field(
+        default=True, description="histograms of the batch norms' scales in TensorBoard, while they are made sparse"
+    )
 
 
 class Recipe(Section):

@@ -15,6 +15,7 @@ __all__ = ["refusals_told"]
 
 _MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|failed to allocate", re.IGNORECASE)
 _WORKER = re.compile(r"DataLoader worker.*(exited unexpectedly|is killed|out of shared memory)", re.DOTALL)
+_CUT_OFF = (ConnectionResetError, ConnectionRefusedError, EOFError)  # what a process leaves that dies while it sends
 _FULL = re.compile(r"no space left|quota exceeded|file too large", re.IGNORECASE)
 _FULL_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # a disk or a file server that does not answer as it should; a stale handle is NFS's
@@ -35,6 +36,8 @@ def refusals_told(where: Callable[[], str], shape: Callable[[], Sequence[int]] |
     """
     try:
         yield
+    except _CUT_OFF as error:
+        raise _worker_died(where(), f"{type(error).__name__}: {error}") from error
     except OSError as error:
         if error.errno in _FULL_NUMBERS or _FULL.search(str(error)):
             raise CannotError(
@@ -57,12 +60,15 @@ def refusals_told(where: Callable[[], str], shape: Callable[[], Sequence[int]] |
                 f"half precision (run.precision=bf16). {_RESUME}."
             ) from error
         if _WORKER.search(text):
-            raise CannotError(
-                f"A process that loads data has died at {where()}: {text.strip().splitlines()[-1]} It was most likely "
-                "killed for memory, or /dev/shm is too small: lower data.workers (0 loads in the main process), and go "
-                "on with --resume."
-            ) from error
+            raise _worker_died(where(), text.strip().splitlines()[-1]) from error
         raise
+
+
+def _worker_died(where: str, what: str) -> CannotError:
+    return CannotError(
+        f"A process that loads data has died at {where}: {what} It was most likely killed for memory, or /dev/shm is "
+        "too small: lower data.workers (0 loads in the main process), and go on with --resume."
+    )
 
 
 def _told(error: OSError) -> str:

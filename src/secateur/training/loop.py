@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
@@ -18,6 +20,7 @@ from secateur.metrics import Scores
 from secateur.training.checkpoint import CheckpointFolder
 from secateur.training.distill import Distillation
 from secateur.training.evaluate import Loader
+from secateur.training.events import scales_of
 from secateur.training.failures import refusals_told
 from secateur.training.hooks import Hooks
 from secateur.training.interrupt import Interrupt
@@ -39,12 +42,14 @@ __all__ = ["StageResult", "fit"]
 @dataclass(frozen=True)
 class StageResult:
     """What a finished stage cost: optimizer steps, seconds of training over all its attempts, and the share of them
-    spent waiting for data; `scores` of its last evaluation, if any."""
+    spent waiting for data; `scores` of its last evaluation, if any; `unreadable`: what is wrong with samples that could
+    not be used, and how many times others took their place."""
 
     steps: int
     seconds: float
     waiting_share: float
     scores: Scores | None
+    unreadable: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -60,6 +65,7 @@ class Position:
     waited: float = 0.0  # of these, for data
     epoch_seconds: float = 0.0
     epoch_waited: float = 0.0
+    unreadable: dict[str, int] = field(default_factory=dict)  # as of a StageResult
 
     def finish_epoch(self) -> None:
         self.epoch += 1
@@ -90,6 +96,9 @@ def fit(
     checkpoints: CheckpointFolder | None = None,
     metrics: MetricsLog | None = None,
     display: ProgressDisplay | None = None,
+    pictures: Callable[[nn.Module], np.ndarray] | None = None,
+    gammas: bool = False,
+    replaced: Callable[[], Mapping[str, int]] | None = None,
 ) -> StageResult:
     """Trains `model` in place for `settings.epochs` epochs, going on from the newest checkpoint if there is one.
 
@@ -116,6 +125,9 @@ def fit(
         checkpoints: where to keep them; None keeps none.
         metrics: gets one line per epoch.
         display: gets the progress.
+        pictures: draws what the network makes of some images, uint8 (H, W, 3), for TensorBoard at every evaluation.
+        gammas: histograms of the batch norms' scales go to TensorBoard after every epoch.
+        replaced: what could not be read since it was asked last, and how often; `secateur.data.Loader.replaced`.
 
     Raises:
         CannotError: the loss or a gradient is not finite; names the step. The last good checkpoint is left as it is.
@@ -134,6 +146,9 @@ def fit(
         checkpoints,
         metrics,
         display or ProgressDisplay(quiet=True),
+        pictures,
+        gammas,
+        replaced,
     ).run()
 
 
@@ -150,6 +165,9 @@ class _Stage:
     checkpoints: CheckpointFolder | None
     metrics: MetricsLog | None
     display: ProgressDisplay
+    pictures: Callable[[nn.Module], np.ndarray] | None
+    gammas: bool
+    replaced: Callable[[], Mapping[str, int]] | None
     at: Position = field(default_factory=Position)
     scores: Scores | None = None
     random_state: dict[str, Any] | None = None
@@ -191,7 +209,7 @@ class _Stage:
         finally:
             self.display.stop()
         share = self.at.waited / self.at.seconds if self.at.seconds else 0.0
-        return StageResult(self.at.step, self.at.seconds, share, self.scores)
+        return StageResult(self.at.step, self.at.seconds, share, self.scores, self.at.unreadable)
 
     def train_epoch(self, interrupt: Interrupt) -> None:
         at, settings = self.at, self.settings
@@ -201,7 +219,7 @@ class _Stage:
             begin = time.perf_counter()
             try:
                 group = list(islice(batches, settings.accumulate))
-            except RuntimeError:
+            except (RuntimeError, ConnectionError, EOFError):
                 # Ctrl-C reaches the loader's processes too, and the loader may complain of their end
                 if not interrupt.requested:
                     raise
@@ -232,6 +250,19 @@ class _Stage:
         at.step += 1
         at.batch += len(batches)
         at.images += sum(len(images) for images, _ in batches)
+        if self.fabric.world_size == 1:
+            self.count_unreadable()
+
+    def count_unreadable(self) -> None:
+        """Of all processes, which must all call this."""
+        if self.replaced is None:
+            return
+        found: list[Mapping[str, int]] = [self.replaced()]
+        if self.fabric.world_size > 1:
+            found = found * self.fabric.world_size
+            dist.all_gather_object(found, found[0])
+        for what, times in (item for each in found for item in each.items()):
+            self.at.unreadable[what] = self.at.unreadable.get(what, 0) + times
 
     def anywhere(self, here: bool) -> bool:
         """Whether it is so in any of the processes; all of them must ask."""
@@ -255,6 +286,7 @@ class _Stage:
     def end_epoch(self) -> None:
         at, settings, average = self.at, self.settings, self.step.average
         at.loss_sum += self.step.finite.flush()
+        self.count_unreadable()
         last = at.epoch + 1 == settings.epochs
         if average is not None and last:
             average.exchange()  # for good
@@ -278,14 +310,29 @@ class _Stage:
                     stack.enter_context(average.shown())
                     self.step.share_buffers()
                 self.scores = self.evaluate(self.model)
+                self.draw()
             record.update(miou=self.scores.miou, macc=self.scores.macc, accuracy=self.scores.accuracy)
             self.display.miou = self.scores.miou
         if self.fabric.is_global_zero:
             if self.metrics is not None:
-                self.metrics.write(record, self.first_epoch * self.steps_per_epoch + at.step)
+                self.metrics.write(record, self.run_step)
+                if self.gammas:
+                    scales = scales_of(self.model)
+                    self.metrics.show(lambda events: events.histograms(scales, self.run_step), self.run_step)
             self.display.line(self.summary(record))
         at.finish_epoch()
         self.save()
+
+    @property
+    def run_step(self) -> int:
+        """Optimizer steps since the beginning of the run."""
+        return self.first_epoch * self.steps_per_epoch + self.at.step
+
+    def draw(self) -> None:
+        """A few predictions of the network that was just evaluated."""
+        draw, name = self.pictures, f"{self.stage}/predictions"
+        if draw is not None and self.metrics is not None and self.fabric.is_global_zero:
+            self.metrics.show(lambda events: events.picture(name, draw(self.model), self.run_step), self.run_step)
 
     def summary(self, record: dict[str, Any]) -> str:
         score = f"  mIoU {100 * record['miou']:.1f} %" if "miou" in record else ""
@@ -295,7 +342,8 @@ class _Stage:
         )
 
     def where(self) -> str:
-        return f"step {self.at.step + 1} (stage {self.stage}, epoch {self.at.epoch + 1})"
+        at, of = self.at, len(self.loader)
+        return f"step {at.step + 1} (stage {self.stage}, epoch {at.epoch + 1}, batch {at.batch + 1} of {of})"
 
     def stop_here(self, saved: bool = False) -> NoReturn:
         if not saved:
