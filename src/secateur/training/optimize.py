@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from secateur.errors import RecipeError, nearest
+from secateur.errors import ModelError, RecipeError, nearest
 from secateur.metrics import all_logits, at_size
 
 __all__ = [
     "OPTIMIZERS",
     "SCHEDULES",
     "Settings",
+    "auxiliary_weights",
     "labelled_amount",
     "lay_out_like_parameters",
     "learning_rate",
@@ -26,7 +28,7 @@ __all__ = [
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "cosine", "poly")
-AUXILIARY_WEIGHT = 0.4  # PSPNet, section 4: the weight of the auxiliary loss
+AUXILIARY_WEIGHT = 0.4  # of networks that do not say; PSPNet, section 4
 
 
 @dataclass(frozen=True)
@@ -146,17 +148,22 @@ def segmentation_loss(
     class_weights: Tensor | None = None,
     ignore_index: int = 255,
     amount: Tensor | None = None,
+    weights: Sequence[float] | None = None,
 ) -> Tensor:
-    """Cross-entropy over the labelled pixels, the main head's plus 0.4 times that of every auxiliary head.
+    """Cross-entropy over the labelled pixels, the main head's plus what the auxiliary heads' count.
 
     Args:
         output: the network's output, see `all_logits`; smaller logits are upsampled to the labels' size.
         labels: int64 (N, H, W); pixels equal to `ignore_index` count for nothing.
         class_weights: (K,); the mean is then weighted, sum(w[y] * nll) / sum(w[y]), as in torch's cross_entropy.
         amount: what the sum is divided by instead of `labelled_amount`, where the batch is a part of a larger one.
+        weights: what the loss of each auxiliary head is multiplied by, see `auxiliary_weights`; None: 0.4 for all.
 
     Returns:
         A scalar in float32; 0 where no pixel is labelled.
+
+    Raises:
+        ModelError: the output has another number of auxiliary heads than there are weights.
     """
     if amount is None:
         amount = labelled_amount(labels, class_weights, ignore_index)
@@ -173,4 +180,36 @@ def segmentation_loss(
         / amount
         for logits in all_logits(output)
     ]
-    return losses[0] + AUXILIARY_WEIGHT * sum(losses[1:], losses[0].new_zeros(()))
+    if weights is None:
+        weights = [AUXILIARY_WEIGHT] * (len(losses) - 1)
+    if len(losses) > 1 and len(losses) - 1 != len(weights):  # a single one is what networks return in eval mode
+        raise ModelError(
+            f"The network returned {len(losses) - 1} auxiliary outputs behind the main one, but its auxiliary_weights "
+            f"are {tuple(weights)}; expected one weight for each."
+        )
+    return losses[0] + sum(
+        (weight * loss for weight, loss in zip(weights, losses[1:], strict=False)), losses[0].new_zeros(())
+    )
+
+
+def auxiliary_weights(model: nn.Module) -> tuple[float, ...] | None:
+    """What the losses of a network's auxiliary heads count next to the main head's, 1: its own `auxiliary_weights`.
+
+    Returns:
+        One number for each auxiliary output, in their order; None if the network does not say: 0.4 for all then.
+
+    Raises:
+        ModelError: the attribute is something else than finite numbers of at least 0.
+    """
+    found = getattr(model, "auxiliary_weights", None)
+    if found is None:
+        return None
+    right = isinstance(found, Sequence) and all(
+        isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0 for weight in found
+    )
+    if not right:
+        raise ModelError(
+            f"{type(model).__name__}.auxiliary_weights is {found!r}; expected a list or tuple of numbers of at least "
+            "0, one for each auxiliary output, or no such attribute."
+        )
+    return tuple(found)

@@ -20,7 +20,7 @@ from secateur.training.average import Average
 from secateur.training.distill import Distillation
 from secateur.training.finite import FiniteCheck
 from secateur.training.hooks import Hooks
-from secateur.training.optimize import Settings, labelled_amount, make_optimizer, segmentation_loss
+from secateur.training.optimize import Settings, auxiliary_weights, labelled_amount, make_optimizer, segmentation_loss
 
 __all__ = ["Batch", "Step"]
 
@@ -51,6 +51,7 @@ class Step:
         # the wrappers add devices and precision; `model` and `self.optimizer` stay the objects with the state
         self.wrapped, self.wrapped_optimizer = self.fabric.setup(self.model, self.optimizer)
         self.average = Average(self.model, self.settings.ema) if self.settings.ema else None
+        self.auxiliary_weights = auxiliary_weights(self.model)
         self.finite = FiniteCheck(every=1 if self.fabric.device.type == "cpu" else 10)
 
     def __call__(self, batches: Sequence[Batch], lr: float, where: str) -> float:
@@ -105,7 +106,9 @@ class Step:
             # processes exchange their gradients once, behind the last batch
             with self.fabric.no_backward_sync(self.wrapped, enabled=index + 1 < len(batches)):
                 output = self.wrapped(images)
-                loss = segmentation_loss(output, labels[index], self.class_weights, self.ignore_index, amount)
+                loss = segmentation_loss(
+                    output, labels[index], self.class_weights, self.ignore_index, amount, self.auxiliary_weights
+                )
                 if self.distillation is not None:
                     with self.fabric.autocast():
                         loss = self.distillation(loss, output, images, len(images) / count)
