@@ -6,7 +6,20 @@ from typing import Annotated
 
 import typer
 
-from secateur.cli import compare, data, demo, listing, networks, predict, report, runs, sensitivity, sweep, tables
+from secateur.cli import (
+    compare,
+    data,
+    demo,
+    export,
+    listing,
+    networks,
+    predict,
+    report,
+    runs,
+    sensitivity,
+    sweep,
+    tables,
+)
 
 app = typer.Typer(
     name="secateur",
@@ -37,7 +50,7 @@ def _options(
     pass
 
 
-for module in (runs, compare, sweep, report, sensitivity, predict, demo, networks, tables, listing, data):
+for module in (runs, compare, sweep, report, sensitivity, predict, export, demo, networks, tables, listing, data):
     module.register(app)
 
 
