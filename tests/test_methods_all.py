@@ -95,7 +95,20 @@ def test_data_that_is_missing_is_asked_for(method: str) -> None:
         secateur.Pruner(zoo.build("unet"), zoo.example(), method=method, data=iter([]), loss=methods.loss_of, classes=5)
 
 
-@pytest.mark.parametrize("method", [name for name in list_methods() if get_method(name).decides])
+DECIDING = [name for name in list_methods() if get_method(name).decides]
+
+
+@pytest.mark.parametrize("method", [name for name in DECIDING if not get_method(name).needs_training])
+def test_methods_that_search_at_the_cut_say_so(method: str) -> None:
+    model, x = zoo.build("unet"), zoo.example()
+    with pytest.raises(MethodError, match="at the cut"):
+        secateur.score(secateur.trace(model, x), method, **methods.material(method, model, x))
+    pruner = methods.attach(method, model, x)
+    with pytest.raises(MethodError, match="chooses once"):
+        pruner.step(pruning_ratio=0.5)
+
+
+@pytest.mark.parametrize("method", [name for name in DECIDING if get_method(name).needs_training])
 def test_methods_that_choose_while_training_say_so(method: str) -> None:
     model, x = zoo.build("unet"), zoo.example()
     with pytest.raises(MethodError, match="while training"):

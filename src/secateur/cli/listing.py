@@ -50,7 +50,8 @@ def methods(as_json: Json = False) -> None:
                 "needs_training": bool(method.needs_training),
                 "needs_data": bool(method.needs_data),
                 "needs_labels": bool(method.needs_labels),
-                "chooses_while_training": bool(method.decides),
+                "chooses_while_training": bool(method.decides and method.needs_training),
+                "chooses_at_the_cut": bool(method.decides and not method.needs_training),
                 "removes_channels": bool(method.prunes),
                 "options": options,
             }
@@ -71,6 +72,8 @@ def _needs(row: dict[str, Any]) -> str:
         kind = "gates channels while training, and from then on"
     elif row["chooses_while_training"]:
         kind = "chooses channels while training"
+    elif row["chooses_at_the_cut"]:
+        kind = "chooses channels by a search at the cut"
     else:
         kind = "sparsifies while training" if row["needs_training"] else "scores a trained network"
     if row["needs_labels"]:

@@ -16,6 +16,7 @@ from secateur.methods.magnitude import L1, L2
 from secateur.methods.material import Material
 from secateur.methods.mcag import MCAG
 from secateur.methods.network_slimming import NetworkSlimming
+from secateur.methods.pagcp import PAGCP
 from secateur.methods.protocol import Method, Scores, Training
 from secateur.methods.random import Random
 from secateur.methods.sfp import SFP
@@ -24,7 +25,23 @@ from secateur.methods.taylor import Taylor
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
-    for method in (L1, L2, Random, BNScale, NetworkSlimming, FPGM, Taylor, CAP, CCGN, MCAG, DCFP, SIRFP, SFP, ACoSP)
+    for method in (
+        L1,
+        L2,
+        Random,
+        BNScale,
+        NetworkSlimming,
+        FPGM,
+        Taylor,
+        CAP,
+        CCGN,
+        MCAG,
+        DCFP,
+        SIRFP,
+        SFP,
+        ACoSP,
+        PAGCP,
+    )
 }
 
 

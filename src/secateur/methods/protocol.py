@@ -2,10 +2,11 @@
 
     start        with the traced network, and again after each of several cuts: attach hooks, remember where to look
     aim          layer by layer, how many units are to stay, for methods that decide that while training
+    within       what was asked for, for methods that decide at the cut
     begin        optional facts about the training to come
     after_backward, after_step, after_epoch      in the training loop
     scores       one number per unit, +inf for what must stay
-    decided      the units that go, of methods that have decided
+    decided      the units that go, of methods that have decided, or do so now
     stop         remove every hook; the network is as it was but for its weights
     fold         the cut network, of methods that leave channels which emit constants
 
@@ -18,11 +19,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.allocate import Allocation
 from secateur.errors import MethodError, nearest
 from secateur.graph import Graph
 from secateur.methods.material import Material
@@ -89,7 +92,9 @@ class Method:
     takes_data: ClassVar[bool] = False  # it makes one where data is given, and otherwise learns from the training
     needs_labels: ClassVar[bool] = False  # the targets are label maps, and `material.classes` says of which classes
     prunes: ClassVar[bool] = True  # it removes channels
-    decides: ClassVar[bool] = False  # it chooses what goes while training, layer by layer: `aim` and `decided`
+    by_task: ClassVar[bool] = False  # it looks at every task's loss by itself: side heads are tasks of their own
+    # it chooses what goes: `decided`; layer by layer while training (`aim`), or at the cut if it `needs_training` not
+    decides: ClassVar[bool] = False
     material: Material = Material()
 
     def start(self, graph: Graph) -> None:
@@ -97,6 +102,12 @@ class Method:
 
     def aim(self, kept: NDArray[np.int64]) -> None:
         """How many units of every group (int64 per group) are to stay, after `start` and before the training."""
+
+    def within(self, allocation: Allocation) -> None:
+        """What was asked for, with floors, rounding and protection, after `start` and before `decided`."""
+
+    def note_decisions(self, path: Path) -> None:
+        """Where a search may write down what it has decided, to go on from there after an interruption."""
 
     def begin(self, training: Training) -> None:
         """Learn the schedule of the training to come."""
@@ -123,7 +134,7 @@ class Method:
         raise NotImplementedError(f"{type(self).__name__} does not score")
 
     def decided(self, graph: Graph) -> NDArray[np.bool_] | None:
-        """The units to remove (bool per unit) that were chosen while training; None: the method only scores.
+        """The units to remove (bool per unit) that were chosen while training, or are now; None: it only scores.
 
         Raises:
             MethodError: it chooses while training, and the training has not come so far.

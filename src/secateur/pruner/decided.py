@@ -1,4 +1,4 @@
-"""Cut what a method has chosen while training, exactly that and nothing else."""
+"""Cut what a method has chosen by itself, exactly that and nothing else."""
 
 from __future__ import annotations
 
@@ -53,9 +53,10 @@ def cut_decided(
     if guard is not None:
         guard.start(lambda: graph.model)
         if guard.harm(apply(graph.model, plan_of(graph, removed)) if folded is None else folded.model) > 1:
+            when = " while training" if method.needs_training else ""
             raise BudgetError(
-                f"what {method.name} has chosen while training breaks the guard ({guard}); let it remove less, or use "
-                "a method that only scores: for those the guard is kept while it is decided what goes"
+                f"what {method.name} has chosen{when} breaks the guard ({guard}); let it remove less, or use a method "
+                "that only scores: for those the guard is kept while it is decided what goes"
             )
     result = cut_verified(
         at,

@@ -109,15 +109,16 @@ class Pruner:
         ratios: Mapping[str, float] | None = None,
         latency_table: LatencyTable | Path | str | None = None,
     ) -> None:
-        """Tell a method that chooses channels while training how much is to go; `finish` then takes no amount.
+        """Tell a method that chooses channels by itself how much is to go; `finish` then takes no amount.
 
-        The same share of every layer goes (`scope="group"`), since such methods choose layer by layer.
+        Of one that chooses while training the same share of every layer goes (`scope="group"`), since such methods
+        choose layer by layer; one that searches at the cut (`pagcp`) finds every layer's share.
 
         Args:
             pruning_ratio, budget, min_keep, round_to, protect, ratios, latency_table: see `select`.
 
         Raises:
-            MethodError: the method does not choose while training.
+            MethodError: the method does not choose by itself, or not within this.
             NothingPrunableError, BudgetError: it can't be had.
 
         Examples:
@@ -138,6 +139,7 @@ class Pruner:
                 f"method {self.method.name} chooses nothing while training: give the amount to finish() instead"
             )
         allocation = Allocation(pruning_ratio, budget, "group", min_keep, round_to, protect, ratios, latency_table)
+        self.method.within(allocation)
         alike = np.where(np.isfinite(scores_of(self.graph, self.method)), 0.0, np.inf)
         removed = units_of(self.graph, selection(self.graph, alike, allocation, self._at.gone).plan)
         groups = self.graph.solution.group_of
@@ -291,7 +293,7 @@ class Pruner:
         """
         must_prune(self.method)
         if self.method.decides:
-            raise MethodError(f"method {self.method.name} chooses once, while training: use aim() and finish()")
+            raise MethodError(f"method {self.method.name} chooses once, by itself: use aim() and finish()")
         allocation = Allocation(pruning_ratio, budget, scope, min_keep, round_to, protect, ratios, latency_table, guard)
         averages = (averages,) if isinstance(averages, nn.Module) else tuple(averages)
         try:

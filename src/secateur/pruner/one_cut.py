@@ -62,9 +62,8 @@ def score(
     made = make_method(method, Material(data, loss, classes), **options)
     must_prune(made)
     if made.decides:
-        raise MethodError(
-            f"method {made.name} chooses channels while training: secateur.Pruner(model, inputs, {made.name!r})"
-        )
+        when = "while training" if made.needs_training else "by a search at the cut"
+        raise MethodError(f"method {made.name} chooses channels {when}: secateur.Pruner(model, inputs, {made.name!r})")
     return scores_of(graph, made)
 
 
