@@ -17,6 +17,7 @@ from secateur.methods import get_method
 from secateur.metrics import main_logits
 from secateur.pipeline.from_recipe import fresh_network, inference_of
 from secateur.pipeline.schedule import Asked, on_the_way
+from secateur.pipeline.tasks import task_losses
 from secateur.plan import Plan
 from secateur.pruner import Pruner, Result
 from secateur.recipe import Recipe
@@ -92,6 +93,8 @@ class Inputs:
                 "loss": partial(segmentation_loss, class_weights=weights),
                 "classes": self.data["train"].classes,
             }
+            if self.method.by_task:
+                material["loss"] = partial(task_losses, class_weights=weights)
         example = self.example.to(device_of(model))
         pruner = Pruner(model, example, method=self.recipe.method.name, **material, **self.method_options)
         budget = self.recipe.budget
@@ -273,7 +276,7 @@ class Inputs:
         if self.method is None or (self.method.prunes and not self.method.decides):
             return
         name, does = self.method.name, "chooses channels" if self.method.prunes else "gates channels"
-        if self.recipe.sparsify.epochs == 0:
+        if self.recipe.sparsify.epochs == 0 and (self.method.needs_training or not self.method.prunes):
             raise RecipeError(f"method.name={name} {does} while training: give sparsify.epochs.")
         if self.recipe.schedule.steps > 1:
             when = "once" if self.method.prunes else "and removes none"
