@@ -24,7 +24,7 @@ SMALL = (
     "run.tensorboard=false"
 ).split()
 STORIES = ("engine.md",)  # each block goes on from the one above it; elsewhere each stands alone
-TRAIN = ("run", "train", "prune", "finetune", "eval", "demo")
+TRAIN = ("run", "train", "prune", "finetune", "eval", "demo", "sweep")
 
 
 def blocks(page: Path, language: str) -> list[str]:

@@ -271,3 +271,31 @@ def used(page, width):
     page.locator("#left").select_option("truth")
     assert over.evaluate("async image => (await image.decode(), image.naturalWidth)") == 60
     assert over.get_attribute("alt") == "a/street <1>.png: truth"
+
+
+def test_a_run_ends_with_its_page(tmp_path):
+    (tmp_path / "r.yaml").write_text("""
+data: {name: streets, length: 4, limit: 4, size: [32, 48], workers: 0}
+model: {name: unet, width: 4}
+method: {name: network_slimming}
+budget: {params: 0.6}
+train: {epochs: 1, batch_size: 2, evaluate_every: 1}
+sparsify: {epochs: 1}
+finetune: {epochs: 1}
+evaluate: {recalibrate_batches: 1, latency_repeats: 1, pictures: 2}
+run: {threads: 1, accelerator: cpu, tensorboard: false}
+""")
+    done = secateur("run", tmp_path / "r.yaml", "--out", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    (run,) = read_rows([str(tmp_path / "run")])["run"]
+    assert [*run.exhibits["scales"]["counts"]] == ["before the sparsity training", "after it"]
+    assert all(after <= before for before, after in run.exhibits["widths"].values())
+    assert sum(after for _, after in run.exhibits["widths"].values()) < sum(
+        b for b, _ in run.exhibits["widths"].values()
+    )
+    for sample in run.exhibits["samples"]:
+        shapes = {cv2.imread(str(run.folder / file)).shape for file in sample["pictures"].values()}
+        assert [*sample["pictures"]] == ["image", "truth", "unpruned", "final"] and shapes == {(32, 48, 3)}
+    assert run.result["pinned"] and all(group["why"] for group in run.result["pinned"])
+    page = Page((run.folder / "report.html").read_text(encoding="utf-8"))
+    assert page.all("figure") and "output of the network" in page.text

@@ -22,6 +22,7 @@ from secateur.files import write_json, write_text
 from secateur.graph import Graph
 from secateur.methods import Gating
 from secateur.pipeline.announcement import announcement
+from secateur.pipeline.exhibits import scales_of, widths_of, write_report
 from secateur.pipeline.inputs import Inputs
 from secateur.pipeline.judge import Judge
 from secateur.pipeline.measuring import Measuring
@@ -142,6 +143,7 @@ class Experiment:
             )
             if "evaluate" in stages and self.fabric.is_global_zero:
                 write_json(self.folder.result, result)
+                write_report(self.folder.path / "report.html", [str(self.folder.path)])
         return result
 
     # The stages, one by one: each returns what it wants remembered
@@ -185,8 +187,6 @@ class Experiment:
             return self._keep_all()
         pruner, record = self._ready_to_cut(self.recipe.schedule.steps)
         graph, earlier = pruner.graph, pruner.plan
-        if self.fabric.is_global_zero:
-            pruner.method.note_decisions(self.folder.path / "decisions.json")
         result = self.inputs.cut(pruner, guard=self._guard)
         self.display.line(str(result))
         rows = [self.measuring.row("pruned", result.model)]
@@ -259,8 +259,18 @@ class Experiment:
         self.measuring.draw_confusion(self.folder.confusion, self.folder.confusion_picture)
         parent = self.inputs.network()
         load_weights(parent, self.folder.parent)
-        self.measuring.draw(self.folder.picture, {"unpruned": parent, name: final})
+        drawn = self.measuring.draw(self.folder.picture, {"unpruned": parent, name: final})
+        if self.fabric.is_global_zero:
+            self._exhibit(drawn, parent, final)
         return {"rows": [row]}
+
+    def _exhibit(self, drawn: Record, parent: nn.Module, final: nn.Module) -> None:
+        """Leaves what the report shows beside numbers."""
+        states = {"before the sparsity training": parent.state_dict()}
+        if self.folder.sparsified.is_file():
+            states["after it"] = read_state(self.folder.sparsified)["model"]
+        exhibits = {**drawn, "widths": widths_of(parent, final), "scales": scales_of(parent, states)}
+        write_json(self.folder.path / "exhibits.json", exhibits)
 
     # What the stages share
 
@@ -358,4 +368,9 @@ def _told(result: Result) -> Record:
         "budget": {what: dict(values) for what, values in result.budget.items()},
         "verification": {"relative_error": float(result.report.relative_error), "ok": bool(result.report.ok)},
         "warnings": list(result.warnings),
+        "pinned": [
+            {"name": group.name, "units": len(group), "why": str(group.pinned)}
+            for group in result.graph.groups
+            if group.pinned
+        ],
     }

@@ -18,6 +18,7 @@ from secateur.data.files import resize_label
 from secateur.files import atomic_path, write_json
 from secateur.methods import Gating
 from secateur.metrics import Confusion, Scores
+from secateur.pipeline.exhibits import keep_pictures
 from secateur.pipeline.inputs import Inputs
 from secateur.pipeline.record import Record, rung
 from secateur.training import ProgressDisplay, evaluate, latency, predict
@@ -81,17 +82,28 @@ class Measuring:
             with atomic_path(picture) as temporary:
                 report.confusion_picture(temporary, record)
 
-    def draw(self, path: Path, networks: dict[str, nn.Module]) -> None:
-        """The picture of what the networks predict, by name; none if the recipe wants no images in it, or if classes
-        are those of whole images."""
+    def draw(self, path: Path, networks: dict[str, nn.Module]) -> Record:
+        """The picture of what the networks predict, by name, and beside it every part of it in a file of its own; none
+        if the recipe wants no images in it, or if classes are those of whole images.
+
+        Returns:
+            The samples with the paths of their pictures, and the colours of the classes, for `exhibits.json`.
+        """
         samples = self._samples(self.recipe.evaluate.pictures)
         if not samples or not self.fabric.is_global_zero:
-            return
+            return {}
         rows = {name: self._predictions(model, samples) for name, model in networks.items()}
         images, labels = [sample.image for sample in samples], [label_of(sample) for sample in samples]
         val = self.inputs.data["val"]
         with atomic_path(path) as temporary:
             report.picture(temporary, images, labels, rows, val.palette, val.classes)
+        maps = {"truth": labels, **dict(zip(("unpruned", "final"), rows.values(), strict=True))}
+        names = [sample.name for sample in samples]
+        colours = zip(val.classes, val.palette, strict=True)
+        return {
+            "samples": keep_pictures(path.parent, names, images, maps, val.palette),
+            "legend": {name: "#{:02x}{:02x}{:02x}".format(*colour) for name, colour in colours},
+        }
 
     @property
     def pictures(self) -> Callable[[nn.Module], np.ndarray] | None:

@@ -75,6 +75,7 @@ def result_of(
         "steps": {stage: record["steps"] for stage, record in records.items() if "steps" in record},
         "unreadable": {stage: record["unreadable"] for stage, record in records.items() if record.get("unreadable")},
         "warnings": prune.get("warnings", []),
+        "pinned": prune.get("pinned", []),
         "seed": recipe.run.seed,
         "command": command,
         "device": str(device),
