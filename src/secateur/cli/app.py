@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from secateur.cli import (
+    bench,
     compare,
     data,
     demo,
@@ -50,7 +51,10 @@ def _options(
     pass
 
 
-for module in (runs, compare, sweep, report, sensitivity, predict, export, demo, networks, tables, listing, data):
+for module in (
+    *(runs, compare, sweep, report, sensitivity, predict, export, bench),
+    *(demo, networks, tables, listing, data),
+):
     module.register(app)
 
 

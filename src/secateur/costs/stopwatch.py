@@ -9,8 +9,8 @@ import platform
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -78,23 +78,37 @@ class Stopwatch:
         return statistics.median(times)
 
     def compare(self, model: nn.Module, other: nn.Module, example_inputs: Any, careful: bool) -> Timing:
-        """The median time of one network, and the median of its shares of the other's time.
-
-        They run in turns, now one first and now the other, so that a machine whose speed drifts slows both down alike.
-        """
-        effort = _CAREFUL if careful else _QUICK
-        times: list[float] = []
-        shares: list[float] = []
-        with _ready(model, example_inputs) as mine, _ready(other, example_inputs) as others:
-            begin = time.perf_counter()
-            while not effort.enough(shares, begin):
-                if len(times) % 2:
-                    reference, taken = others(), mine()
-                else:
-                    taken, reference = mine(), others()
-                times.append(taken)
-                shares.append(taken / reference)
+        """The median time of one network, and the median of its shares of the other's time; see `in_turns`."""
+        others, times = self._in_turns([other, model], example_inputs, _CAREFUL if careful else _QUICK)
+        shares = [mine / reference for mine, reference in zip(times, others, strict=True)]
         return Timing(statistics.median(times), statistics.median(shares))
+
+    def in_turns(self, models: Sequence[nn.Module], example_inputs: Any, seconds: float) -> list[list[float]]:
+        """Times of forward passes of several networks, in milliseconds: a list of each, of the same length.
+
+        They run in turns, now one first and now another, so that a machine whose speed drifts slows all down alike.
+
+        Args:
+            models: the first is what the others are compared with.
+            example_inputs: of all of them.
+            seconds: to go on for at most, once there are 7 rounds; it ends earlier if the median shares are known to
+                half a per cent.
+        """
+        return self._in_turns(models, example_inputs, _Effort(_CAREFUL.rounds, _CAREFUL.precision, seconds))
+
+    def _in_turns(self, models: Sequence[nn.Module], example_inputs: Any, effort: _Effort) -> list[list[float]]:
+        times: list[list[float]] = [[] for _ in models]
+        shares: list[list[float]] = [[] for _ in models[1:]] or [times[0]]
+        with ExitStack() as stack:
+            forwards = [stack.enter_context(_ready(model, example_inputs)) for model in models]
+            begin = time.perf_counter()
+            while not all(effort.enough(each, begin) for each in shares):
+                start = len(times[0]) % len(models)
+                for index in (*range(start, len(models)), *range(start)):
+                    times[index].append(forwards[index]())
+                for share, taken in zip(shares, times[1:], strict=False):
+                    share.append(taken[-1] / times[0][-1])
+        return times
 
 
 @contextmanager
