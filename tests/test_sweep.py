@@ -95,6 +95,7 @@ def test_mistakes_are_named_before_anything_is_written(recipe, tmp_path):
         (["--ratios", "1.5"], "pruning_ratio"),
         (["--of", "parameters", "--ratios", "0.5"], "params"),
         (["--methods", "l1,nonsense"], "nonsense"),
+        (["budget.scope=cost", "--ratios", "0.5"], "--of params"),
         (["--seeds", "0.5"], "whole numbers"),
         (["--launcher", "slurm"], "processes or submitit"),
         (["--set", "timeout_min=3"], "--launcher submitit"),

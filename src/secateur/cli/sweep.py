@@ -13,7 +13,7 @@ from secateur.cli.guard import guarded
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    example = "secateur sweep recipes/streets_unet_cap.yaml --methods cap,l1 --ratios 0.2:0.8:0.2 --seeds 0,1"
+    example = "secateur sweep recipes/streets_unet_cap.yaml --methods cap,l1 --of params --ratios 0.2:0.8:0.2"
     app.command("sweep", epilog=f"Example: {example}")(guarded(sweep))
 
 

@@ -50,7 +50,13 @@ def load_sweep(
         compare["seeds"] = list(seeds)
     elif "seeds" not in compare:
         compare["seeds"] = [(values.get("run") or {}).get("seed", 0)]
-    return rows_of({**values, "compare": compare}, path)
+    rows = rows_of({**values, "compare": compare}, path)
+    if any(row.recipe.budget.scope == "cost" and row.recipe.budget.pruning_ratio is not None for row in rows):
+        raise RecipeError(
+            f"{path}: budget.scope is cost, which ranks by what is saved of a budget; add --of params (or macs), whose "
+            "ratios say what stays, or budget.scope=global"
+        )
+    return rows
 
 
 def _entries(values: dict[str, Any], methods: Sequence[str], path: Path) -> list[Any]:
