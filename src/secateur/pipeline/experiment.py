@@ -187,6 +187,8 @@ class Experiment:
             return self._keep_all()
         pruner, record = self._ready_to_cut(self.recipe.schedule.steps)
         graph, earlier = pruner.graph, pruner.plan
+        if self.fabric.is_global_zero:
+            pruner.method.note_decisions(self.folder.path / "decisions.json")
         result = self.inputs.cut(pruner, guard=self._guard)
         self.display.line(str(result))
         rows = [self.measuring.row("pruned", result.model)]
