@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ import torch
 
 from secateur.data import Augment, Normalise, make_loader, open_dataset
 from secateur.data.on_device import change_batch
-from secateur.errors import DataError
+from secateur.errors import DataError, RecipeError
+from secateur.pipeline.inputs import Inputs
+from secateur.recipe import load_recipe
 
 COLOURS = Normalise((0.4, 0.5, 0.6), (0.25, 0.5, 0.2))
 OPTIONS = [
@@ -85,3 +89,15 @@ def test_images_that_keep_their_sizes_are_changed_by_the_workers() -> None:
     dataset.size = None
     with pytest.raises(DataError, match=r"on the device .* one size"):
         make_loader(dataset, 2, True, augment=Augment(crop=(40, 40)), device=torch.device("cpu"))
+
+
+def test_a_recipe_says_where_images_are_changed(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("data: {length: 4, size: [32, 48]}\nmodel: {width: 4}\nmethod: {name: none}\n", encoding="utf-8")
+    for transforms, device, there in (("auto", "cpu", False), ("cpu", "cpu", False), ("device", "cpu", True)):
+        inputs = Inputs(load_recipe(path, [f"data.transforms={transforms}"]))
+        loader = inputs.loader("train", 2, training=True, augment=True, device=torch.device(device))
+        assert (loader._there is not None) == there
+        assert inputs.loader("train", 2, training=True, device=torch.device(device))._there is None
+    with pytest.raises(RecipeError, match=r"transforms.*images differ in size"):
+        load_recipe(path, ["data.size=null", "data.crop=[16,16]", "data.transforms=device"])

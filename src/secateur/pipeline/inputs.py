@@ -24,7 +24,7 @@ from secateur.recipe import Recipe
 from secateur.surgery import apply
 from secateur.training import Inference, seed_everything
 from secateur.training.evaluate import device_of
-from secateur.training.optimize import segmentation_loss
+from secateur.training.optimize import auxiliary_weights, segmentation_loss
 from secateur.training.pretrained import load_pretrained
 from secateur.training.weights import load_weights
 
@@ -90,7 +90,7 @@ class Inputs:
             weights = None if self.recipe.train.class_weights == "none" else self.class_weights.to(device_of(model))
             material = {
                 "data": data or Passes(self.loader("train", self.recipe.train.batch_size, training=True)),
-                "loss": partial(segmentation_loss, class_weights=weights),
+                "loss": partial(segmentation_loss, class_weights=weights, weights=auxiliary_weights(model)),
                 "classes": self.data["train"].classes,
             }
             if self.method.by_task:
@@ -145,13 +145,22 @@ class Inputs:
         return agreed(lambda: table_of(None).stopwatch.network(network, self.example.to(device_of(network))))
 
     def loader(
-        self, split: str, batch_size: int, training: bool = False, augment: bool = False, rank: int = 0, of: int = 1
+        self,
+        split: str,
+        batch_size: int,
+        training: bool = False,
+        augment: bool = False,
+        rank: int = 0,
+        of: int = 1,
+        device: torch.device | None = None,
     ) -> Loader:
         """Batches of a split, this process's part of them. In training all are cropped, if there is a crop; of images
-        that keep their sizes, the others come one by one."""
+        that keep their sizes, the others come one by one. Those that are augmented may be so on the `device`."""
         data, run = self.recipe.data, self.recipe.run
-        change = None
+        change, there = None, None
         if augment:
+            auto = data.transforms == "auto" and device is not None and device.type == "cuda" and data.size is not None
+            there = device if auto or data.transforms == "device" else None
             change = Augment(
                 data.scale, data.rotate, data.translate, data.flip, data.crop, data.blur, self.normalise.border
             )
@@ -168,6 +177,7 @@ class Inputs:
             rank=rank,
             world_size=of,
             normalise=self.normalise,
+            device=there,
         )
 
     @property

@@ -72,7 +72,9 @@ def train_stage(
     later = trainings[trainings.index(stage) + 1 :]
     measuring.display.ahead = sum(count for name, (_, count) in training_steps(inputs).items() if name in later)
     seed_everything(recipe.run.seed + (len(STAGES) + steps.index(stage) if between else STAGES.index(stage)))
-    loader = inputs.loader("train", settings.batch_size, training=True, augment=True, rank=rank, of=of)
+    loader = inputs.loader(
+        "train", settings.batch_size, training=True, augment=True, rank=rank, of=of, device=fabric.device
+    )
     try:
         result = fit(
             model,

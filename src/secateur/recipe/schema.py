@@ -85,6 +85,9 @@ class Data(Section):
         default=None, description="[height, width] cut out of them while training, with void around; null: no crop"
     )
     blur: Share = Field(default=0.0, description="probability of a Gaussian blur over 5x5 pixels")
+    transforms: Literal["auto", "cpu", "device"] = Field(
+        default="auto", description="where these changes are made: cpu (workers), device (batches) or auto: on the GPU"
+    )
     length: Positive = Field(default=200, description="number of training images to draw (streets)")
 
     @model_validator(mode="after")
@@ -98,6 +101,14 @@ class Data(Section):
         if self.size is None and self.crop is None:
             raise PydanticCustomError(
                 "at_key", "with size: null images differ in size; expected the [height, width] to crop", {"key": "crop"}
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _changed_batches_have_one_size(self) -> Data:
+        if self.size is None and self.transforms == "device":
+            raise PydanticCustomError(
+                "at_key", "with size: null images differ in size; expected auto or cpu", {"key": "transforms"}
             )
         return self
 
