@@ -231,7 +231,7 @@ class Greedy:
             found = literally(self.oracle, candidates, limits, len(base))
         else:
             self.oracle.turn_to_a_layer()
-            found = with_less_work(self.oracle, candidates, limits, base, here)
+            found = with_less_work(self.oracle, candidates, limits, base)
         return self._decided(group, size, threshold, limits, found, ratios, parts, removed, here, whole)
 
     def _decided(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from secateur.methods.oracle import Candidate, Losses, Oracle, exceeds, total
 
 SAMPLE = 8  # one batch in so many tells roughly where the limit lies
-LOOK = 5  # of so many ratios one that was skipped is looked at in any case
-CLEAR = 0.02  # relative distance to a limit at which a few batches are believed
+CLEAR = 0.05  # relative distance to a limit at which a few batches are believed
 
 
 @dataclass(frozen=True)
@@ -43,27 +42,23 @@ def literally(oracle: Oracle, candidates: Sequence[Candidate], limits: Losses, b
     return Found(len(passed) - 1, passed[-1].losses if passed else None, tuple(tried))
 
 
-def with_less_work(
-    oracle: Oracle, candidates: Sequence[Candidate], limits: Losses, base: Sequence[Losses], here: Losses
-) -> Found:
-    """The same answer where the losses grow with the ratio, up to steps back twice as large as any that was seen.
+def with_less_work(oracle: Oracle, candidates: Sequence[Candidate], limits: Losses, base: Sequence[Losses]) -> Found:
+    """The same answer where a few batches can tell which ratios are far below the limits.
 
-    A few batches tell roughly where the limit lies; the ratios around it are tried on all of them, and by bisection.
-    A ratio that was skipped counts as passed if the next larger one that was tried passed by more than twice the
-    largest step back between two tried ones. If it did not, and of every `LOOK` ratios for one in any case, a few
-    batches decide whether that is enough: what they foretell, the other one's loss times the ratio of the two on these
-    batches, has to be below the limit by `CLEAR`; otherwise it is tried as well.
+    They tell roughly where the limit lies; the ratios around it are tried on all of them, and by bisection. Every ratio
+    that was skipped is looked at on the few: what they foretell, the loss of the next larger one that was tried times
+    the ratio of the two on these batches, has to be below the limit by `CLEAR`; otherwise it is tried as well. Where
+    losses grow with the ratio this finds nothing.
 
     Args:
         oracle: it stands at the network in front of this layer's cut.
         candidates: of growing ratios, each of which removes all that the one before does, and more.
         limits: task -> the sum over all batches that it may not exceed.
         base: every task's loss of every batch, of the unpruned network.
-        here: the sums of the network as it stands.
     """
     if not candidates:
         return Found(-1, None, ())
-    search = _Search(oracle, candidates, limits, base, here)
+    search = _Search(oracle, candidates, limits, base)
     last = search.bracket(len(candidates), search.guess() if len(base) >= SAMPLE else None)
     while True:
         doubtful = search.doubtful(last)
@@ -82,9 +77,8 @@ class _Search:
         candidates: Sequence[Candidate],
         limits: Losses,
         base: Sequence[Losses],
-        here: Losses,
     ) -> None:
-        self.oracle, self.candidates, self.limits, self.base, self.here = oracle, candidates, limits, base, here
+        self.oracle, self.candidates, self.limits, self.base = oracle, candidates, limits, base
         self.reach = tuple(candidates[-1].plan.removed)
         self.tried: dict[int, Tried] = {}
 
@@ -135,16 +129,12 @@ class _Search:
 
     def doubtful(self, last: int) -> int | None:
         """A candidate in front of the last that may fail although it was skipped; the largest of them."""
-        back = self._largest_steps_back()
-        above: Mapping[str, float] | None = None
         nearest = last
         for number in range(last, -1, -1):
             if number in self.tried:
-                above, nearest = self.tried[number].losses, number
-            elif above is not None:
-                doubt = any(above[task] + 2 * back[task] > limit for task, limit in self.limits.items())
-                if (doubt or number % LOOK == LOOK // 2) and not self._clear(number, nearest):
-                    return number
+                nearest = number
+            elif not self._clear(number, nearest):
+                return number
         return None
 
     def _clear(self, number: int, other: int) -> bool:
@@ -157,27 +147,6 @@ class _Search:
         return all(foretold[task] * (1 + CLEAR) <= limit for task, limit in self.limits.items() if limit > 0) and all(
             foretold[task] <= 0 for task, limit in self.limits.items() if limit == 0
         )
-
-    def _largest_steps_back(self) -> Losses:
-        """By how much each task's sum over all batches fell, at most, from a tried ratio to a larger one; on the
-        batches of the guess, scaled, where only these were run."""
-        whole, some = len(self.base), len(self.base) // SAMPLE
-        tried = sorted(number for number, t in self.tried.items() if t.batches == whole)
-        sampled = [total(c.batches[:some]) for c in self.candidates if some and len(c.batches) >= some]
-        curves = [([self.here, *(self.tried[number].losses for number in tried)], 1.0)]
-        curves.append((sampled, whole / max(1, some)))
-        return {
-            task: max(
-                (
-                    scale * (a[task] - b[task])
-                    for points, scale in curves
-                    for i, a in enumerate(points)
-                    for b in points[i:]
-                ),
-                default=0.0,
-            )
-            for task in self.limits
-        }
 
 
 def bisected(passes: Callable[[int], bool], low: int, high: int) -> int:

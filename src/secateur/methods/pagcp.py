@@ -30,10 +30,10 @@ Where the description is silent:
 
 `exact` is the literal procedure: every ratio in its order, on a cut copy and all of the data. Otherwise the same
 decisions are reached with less work (prefix.py, oracle.py, layer_search.py): activations in front of the layer are
-computed once for all its candidates; channels are silenced, which the engine makes equal to cutting them, and a loss
-that is within 1e-5 of its limit is taken from a cut copy; a candidate is dropped at the batch where a sum exceeds its
-limit, as no batch's loss is below zero (checked; all batches otherwise); and ratios are bisected where the losses grow
-with the ratio (what is assumed of it, and checked, is in layer_search.py).
+computed once for all its candidates, which are cut copies, so that their losses are the literal ones; a candidate is
+dropped at the batch where a sum exceeds its limit, as no batch's loss is below zero (checked on those that are run; is
+one found, all batches count for every candidate); and ratios are bisected, those that are skipped looked at on a part
+of the batches (layer_search.py says what is assumed).
 """
 
 from __future__ import annotations
