@@ -37,9 +37,8 @@ def report(
         out = Path(what[0] if alone else ".") / "report.html"
         force = force or alone  # the page of a run is made anew
     check_outputs({"--out": out}, force)
-    from secateur.report.page import heading, report_page
+    from secateur.report.page import report_page
     from secateur.report.run_record import read_rows
 
-    rows = read_rows(what)
-    write_output(out, report_page(rows, title or heading(rows)))
+    write_output(out, report_page(read_rows(what), title))
     note(f"report: {out}")

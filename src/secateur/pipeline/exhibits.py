@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from secateur.data.files import resize_image, resize_label, write_label
 from secateur.files import atomic_path, write_text
-from secateur.report.page import heading, report_page
+from secateur.report.page import report_page
 from secateur.report.run_record import read_rows
 
 __all__ = ["keep_pictures", "scales_of", "widths_of", "write_report"]
@@ -101,13 +101,11 @@ def scales_of(network: nn.Module, states: Mapping[str, Mapping[str, Tensor]]) ->
     return {"edges": [float(f"{edge:.6g}") for edge in edges], "counts": counts}
 
 
-def write_report(path: Path, what: Sequence[str], title: str | None = None) -> None:
+def write_report(path: Path, what: Sequence[str]) -> None:
     """Writes the page of some runs.
 
     Args:
         path: the file.
         what: see `read_rows`.
-        title: what stands above it, if not what is usual.
     """
-    rows = read_rows(what)
-    write_text(path, report_page(rows, title or heading(rows)))
+    write_text(path, report_page(read_rows(what)))

@@ -17,28 +17,20 @@ from secateur.report.comparison import mean, rung
 from secateur.report.run_record import RunRecord
 from secateur.report.variants import COLUMNS, Variant, latex_table, variants_csv, variants_of
 
-__all__ = ["heading", "report_page"]
+__all__ = ["report_page"]
 
 Rows = Mapping[str, Sequence[RunRecord]]
 
 _COSTS = (("params", 1e6, "parameters, millions"), ("macs", 1e9, "MACs, billions"), ("latency_ms", 1.0, "latency, ms"))
 
 
-def heading(rows: Rows) -> str:
-    """What stands above a page unless somebody says otherwise."""
-    if len(rows) > 1:
-        return f"{len(rows)} pruned networks"
-    (name, runs), *_ = rows.items()
-    return f"{runs[0].result.get('network', 'A network')} pruned: {name}"
-
-
-def report_page(rows: Rows, title: str) -> str:
+def report_page(rows: Rows, title: str | None = None) -> str:
     """The page.
 
     Args:
         rows: a row's name -> its runs, which are seeds of the same recipe. What a run did not leave in its folder is
             left out of the page.
-        title: what stands above it.
+        title: what stands above it; how many networks there are, or which one, unless somebody says otherwise.
     """
     variants = variants_of(rows)
     template = Environment(
@@ -47,7 +39,7 @@ def report_page(rows: Rows, title: str) -> str:
     ).get_template("page.html")  # fmt: skip
     names, samples = _samples(rows)
     return template.render(
-        title=title,
+        title=title or _heading(rows),
         columns=COLUMNS,
         variants=variants,
         csv=variants_csv(variants),
@@ -66,6 +58,13 @@ def report_page(rows: Rows, title: str) -> str:
         legend=next((runs[0].exhibits["legend"] for runs in rows.values() if runs[0].exhibits.get("legend")), {}),
         runs=[(name, run.result, run.recipe) for name, runs in rows.items() for run in runs],
     )
+
+
+def _heading(rows: Rows) -> str:
+    if len(rows) > 1:
+        return f"{len(rows)} pruned networks"
+    (name, runs), *_ = rows.items()
+    return f"{runs[0].result.get('network', 'A network')} pruned: {name}"
 
 
 def _classes(variants: Sequence[Variant]) -> list[tuple[str, list[tuple[str, float | None, float | None]]]]:
